@@ -1,0 +1,1 @@
+"""What recstream computes: sequence models, ranking, training and the model registry (no Kafka, no clock)."""

@@ -1,0 +1,1 @@
+"""What recstream remembers: events, items, users and their binary records (standard library and numpy only)."""
