@@ -1,8 +1,38 @@
 """Event kinds and the input topics they arrive on (an event's kind is its topic)."""
 
+from dataclasses import dataclass
 from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
 
 KINDS: Final = ("click", "view", "purchase")
 TOPICS: Final = ("clicks", "views", "purchases")
 CLICK, VIEW, PURCHASE = range(3)
 KIND_OF_TOPIC: Final = {topic: kind for kind, topic in enumerate(TOPICS)}
+
+
+@dataclass(frozen=True, slots=True)
+class EventBatch:
+    """E valid events of one partition number, in the order they are to be applied, field by field.
+
+    Events of one topic stand in offset order.
+
+    Attributes:
+        users: (E) user ids.
+        items: (E) item ids.
+        kinds: (E,) index into `KINDS`, which also names the topic.
+        times_ms: (E,) event times.
+        offsets: (E,) offsets on the kind's topic.
+        touched_ms: (E,) Kafka timestamps.
+    """
+
+    users: list[str]
+    items: list[str]
+    kinds: NDArray[np.uint8]
+    times_ms: NDArray[np.int64]
+    offsets: NDArray[np.int64]
+    touched_ms: NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.users)

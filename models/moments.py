@@ -1,0 +1,61 @@
+"""Times of a table's column: epoch seconds or milliseconds, fractional too, ISO 8601, or typed dates."""
+
+from datetime import UTC, datetime
+from typing import Final
+
+import polars as pl
+
+MILLISECONDS_ABOVE: Final = 1e11  # as seconds the year 5138, as milliseconds 1973
+MICROSECONDS_ABOVE: Final = 1e14  # as milliseconds the year 5138
+NANOSECONDS_ABOVE: Final = 1e17
+LATEST_MS: Final = 253_402_300_799_999  # the end of the year 9999, the last that ISO 8601 and datetime can write
+
+
+def moments_ms(column: pl.Series) -> pl.Series:
+    """Milliseconds since the epoch (N,), Int64; null where a value cannot be read or lies outside 1970-9999.
+
+    The unit is decided once for the whole column, by its median, so that one damaged value cannot turn seconds into
+    milliseconds. ISO 8601 times without an offset are UTC.
+
+    Args:
+        column: Strings, numbers or a temporal type (N,).
+
+    Example:
+        >>> moments_ms(pl.Series(["1396314141.719", "1396314153", "soon"])).to_list()
+        [1396314141719, 1396314153000, None]
+        >>> moments_ms(pl.Series(["2014-04-01T01:02:21.719Z", "2014-04-01 03:02:33+02:00"])).to_list()
+        [1396314141719, 1396314153000]
+    """
+    if column.dtype.is_temporal():
+        times = column.cast(pl.Datetime("ms"), strict=False).cast(pl.Int64)
+    else:
+        numbers = column.cast(pl.Float64, strict=False)
+        numbers = numbers.set(~numbers.is_finite(), None)
+        if 2 * numbers.count() >= column.count():
+            times = (numbers * _milliseconds_per_unit(numbers)).round().cast(pl.Int64, strict=False)
+        else:
+            words = column.cast(pl.String)
+            distinct = words.drop_nulls().unique()
+            parsed = pl.Series([_iso_ms(word) for word in distinct], dtype=pl.Int64)
+            times = words.replace_strict(distinct, parsed, default=None, return_dtype=pl.Int64)
+    return times.set(~times.is_between(0, LATEST_MS), None)
+
+
+def _milliseconds_per_unit(numbers: pl.Series) -> float:
+    median = numbers.abs().median()
+    size = float(median) if isinstance(median, int | float) else 0.0
+    if size > NANOSECONDS_ABOVE:
+        return 1e-6
+    if size > MICROSECONDS_ABOVE:
+        return 1e-3
+    return 1.0 if size > MILLISECONDS_ABOVE else 1e3
+
+
+def _iso_ms(text: str) -> int | None:
+    try:
+        moment = datetime.fromisoformat(text)
+    except ValueError:
+        return None
+    if moment.tzinfo is None:
+        moment = moment.replace(tzinfo=UTC)
+    return round(moment.timestamp() * 1000)

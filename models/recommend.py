@@ -1,0 +1,246 @@
+"""The online path of one micro-batch: skip what is applied, rebuild stale states, step, rank, recommend.
+
+    fresh = offset beyond the user's last applied one          a redelivered event never advances a state twice
+    rebuild hidden vectors another model version made          from the user's last 50 events
+    append to histories -> time gaps, exclusions               event by event
+    step -> hidden vectors -> scores -> exact top-K            a matrix product per block of events
+    where did each event stand in the list shown before it?    prequential hit rate, of the model and of popularity
+    learn popularity
+
+Letters: E events, K recommendations, V rows of the model's vocabulary, X exclusions (0 or 50).
+"""
+
+from dataclasses import dataclass
+from typing import Final, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from models.history import EXCLUDE_NONE, EXCLUDE_PURCHASED, EXCLUDE_SEEN, append_events, rank_in_last
+from models.popularity import Popularity
+from models.serving import ServingModel, gap_feature
+from models.topk import top_k
+from state.arena import Arena
+from state.events import EventBatch
+from state.items import ItemIndex
+from state.record import RING
+from state.store import UserStore
+
+Exclude = Literal["auto", "none", "purchased", "seen"]
+POPULARITY: Final = "popularity"  # model_version of lists made without a model
+_BLOCK_SCORES: Final = 1 << 18  # scores computed at once: 1 MiB stays in the L2 cache until top_k reads it
+_REPEAT_SHARE: Final = 0.01  # auto: fewer repeats than this and seen items are left out
+_REPEAT_MEMORY: Final = 10_000  # events over which the share of repeats is averaged
+_POLICY: Final = {"none": EXCLUDE_NONE, "purchased": EXCLUDE_PURCHASED, "seen": EXCLUDE_SEEN}
+
+
+@dataclass(frozen=True, slots=True)
+class Advanced:
+    """What one batch did and what is to be sent."""
+
+    fresh: NDArray[np.int64]  # (E,) positions in the batch of the events that were applied
+    listed: NDArray[np.int64]  # (L,) positions in `fresh` of the events that are answered
+    items: NDArray[np.int32]  # (L, K) item numbers, 0 ends a list
+    scores: NDArray[np.float32]  # (L, K)
+    ranks: NDArray[np.int32]  # (E,) place of the event's item in the user's last list: 0 not in it, -1 no list yet
+    rank_models: NDArray[np.uint32]  # (E,) fingerprint of the version that made that list
+    popularity_ranks: NDArray[np.int32]  # (E,) the same for the list of the most popular items
+    model_version: str
+    rehydrated: int
+
+
+class Recommender:
+    """Everything a worker computes with; one thread at a time.
+
+    Args:
+        items: numbers of item ids, shared with the users' stores.
+        k: recommendations per list.
+        exclude: which items of a user's last 50 events are left out; `auto` leaves seen ones out while fewer than 1% of
+            events repeat an item of their user's history.
+        latest_only: answer only the last event of each user in a batch.
+        half_life_ms: decay of popularity in event time.
+    """
+
+    def __init__(
+        self, items: ItemIndex, k: int, exclude: Exclude = "auto", latest_only: bool = False, half_life_ms: float = 6e8
+    ) -> None:
+        self.items, self.k, self.exclude, self.latest_only = items, k, exclude, latest_only
+        self.popularity = Popularity(half_life_ms)
+        self.model: ServingModel | None = None
+        self.repeat_share = 0.0
+        self._repeats_seen = 0
+        self._row_of = np.zeros(1024, np.int32)  # item number -> row of the model's vocabulary, 0 unknown
+        self._number_of_row = np.zeros(1, np.int32)
+        self._blocked = np.zeros(1024, np.bool_)  # by item number
+        self._blocked_numbers = np.zeros(0, np.int32)
+        self._blocked_rows = np.zeros(0, np.int32)
+
+    @property
+    def state_size(self) -> int:
+        """Width of the hidden vectors to keep; 0 without a model."""
+        return self.model.state_size if self.model else 0
+
+    @property
+    def model_version(self) -> str:
+        """Name of the version that makes the lists."""
+        return self.model.name if self.model else POPULARITY
+
+    def swap(self, model: ServingModel) -> None:
+        """Serve another version from the next batch on; users' vectors are rebuilt at their next event."""
+        numbers = np.zeros(len(model.vocabulary), np.int32)
+        numbers[1:] = self.items.numbers(model.vocabulary[1:])
+        row_of = np.zeros(max(len(self.items) + 1, len(self._row_of)), np.int32)
+        row_of[numbers[1:]] = np.arange(1, len(numbers), dtype=np.int32)
+        self._number_of_row, self._row_of, self.model = numbers, row_of, model
+        self._blocked_rows = self._rows(self._blocked_numbers)
+
+    def block(self, item_id: str, blocked: bool = True) -> None:
+        """Never recommend an item, or recommend it again (the catalogue's `blocked`)."""
+        number = self.items.number(item_id)
+        if number >= len(self._blocked):
+            self._blocked = np.concatenate([self._blocked, np.zeros(max(len(self._blocked), number + 1), np.bool_)])
+        self._blocked[number] = blocked
+        self._blocked_numbers = np.flatnonzero(self._blocked).astype(np.int32)
+        self._blocked_rows = self._rows(self._blocked_numbers)
+
+    def advance(self, store: UserStore, batch: EventBatch) -> Advanced:
+        """Apply one batch of one partition to its users and make their lists.
+
+        Args:
+            store: the partition's users.
+            batch: events in the order to apply them.
+        """
+        slots = store.slots(batch.users)
+        arena = store.arena
+        if arena.state_size != self.state_size and self.model:
+            arena.resize_state(self.state_size)
+        fresh = np.flatnonzero(batch.offsets > arena.offsets[slots, batch.kinds])
+        slots, kinds, times_ms = slots[fresh], batch.kinds[fresh], batch.times_ms[fresh]
+        numbers = self.items.numbers(batch.items)[fresh]
+        listed = _last_of_each(slots) if self.latest_only else np.arange(len(fresh))
+
+        rehydrated = self._rehydrate(arena, slots)
+        popular, shares = self.popularity.top(self.k + RING + len(self._blocked_numbers))
+        gaps, repeats, excluded = append_events(
+            arena, slots, numbers, kinds, times_ms, batch.offsets[fresh], batch.touched_ms[fresh], self._policy()
+        )
+        self._watch_repeats(repeats)
+        popularity_ranks = self._popularity_ranks(numbers, excluded)
+        if self.model:
+            hidden = self._step(arena, slots, numbers, kinds, gap_feature(gaps))
+            items, scores = self._rank(self.model, hidden[listed], excluded[listed])
+        else:
+            items, scores = self._rank_popular(popular, shares, excluded[listed])
+
+        has_list = np.zeros(len(fresh), np.bool_)
+        has_list[listed] = True
+        every = items if len(listed) == len(fresh) else np.zeros((len(fresh), self.k), np.int32)
+        if every is not items:
+            every[listed] = items
+        fingerprint = self.model.fingerprint if self.model else 0
+        ranks, rank_models = rank_in_last(arena, slots, numbers, every, has_list, fingerprint)
+        self.popularity.learn(numbers, times_ms)
+        return Advanced(
+            fresh, listed, items, scores, ranks, rank_models, popularity_ranks, self.model_version, rehydrated
+        )
+
+    def rehydrate(self, arena: Arena, slots: NDArray[np.int32]) -> None:
+        """Rebuild the hidden vectors of distinct `slots` from their last 50 events with the serving model."""
+        model = self.model
+        if model is None or not len(slots):
+            return
+        items, kinds, times, length = arena.recent(slots)
+        user, step = np.nonzero(np.arange(items.shape[1]) < length[:, None])  # events in order, user by user
+        seconds = times.astype(np.int64)
+        gaps = np.zeros(seconds.shape, np.int64)
+        gaps[:, 1:] = seconds[:, 1:] - seconds[:, :-1]
+        state = np.zeros((len(slots), model.state_size), np.float32)
+        model.steps(
+            state, user.astype(np.int32), self._rows(items[user, step]), kinds[user, step], gap_feature(gaps[user, step])
+        )
+        arena.hidden[slots] = state
+        arena.model[slots] = model.fingerprint
+
+    def _rehydrate(self, arena: Arena, slots: NDArray[np.int32]) -> int:
+        if self.model is None:
+            return 0
+        stale = np.unique(slots[arena.model[slots] != self.model.fingerprint])
+        known = stale[arena.count[stale] > 0]
+        new = stale[arena.count[stale] == 0]
+        arena.hidden[new] = 0
+        arena.model[new] = self.model.fingerprint
+        self.rehydrate(arena, known)
+        return len(known)
+
+    def _step(
+        self,
+        arena: Arena,
+        slots: NDArray[np.int32],
+        numbers: NDArray[np.int32],
+        kinds: NDArray[np.uint8],
+        gaps: NDArray[np.float32],
+    ) -> NDArray[np.float32]:
+        assert self.model is not None  # noqa: S101  narrowed by the caller
+        users, user = np.unique(slots, return_inverse=True)
+        state = arena.hidden[users].astype(np.float32)  # (U, S)
+        after = self.model.steps(state, user.astype(np.int32), self._rows(numbers), kinds, gaps)
+        arena.hidden[users] = state
+        return after
+
+    def _rank(
+        self, model: ServingModel, hidden: NDArray[np.float32], excluded: NDArray[np.int32]
+    ) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
+        n, rows_per_block = len(hidden), max(2, _BLOCK_SCORES // len(model.vocabulary))
+        items, values = np.zeros((n, self.k), np.int32), np.zeros((n, self.k), np.float32)
+        for start in range(0, n, rows_per_block):
+            block = slice(start, start + rows_per_block)
+            scores = model.scores(hidden[block])
+            scores[:, self._blocked_rows] = -np.inf
+            rows, values[block] = top_k(scores, self._rows(excluded[block]), self.k)
+            items[block] = self._number_of_row[rows]
+        return items, values
+
+    def _rank_popular(
+        self, popular: NDArray[np.int32], shares: NDArray[np.float32], excluded: NDArray[np.int32]
+    ) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
+        """The most popular items a user may be shown; column 0 stands for "no item", as row 0 does in a vocabulary."""
+        numbers = np.concatenate([np.zeros(1, np.int32), popular])
+        scores = np.concatenate([np.zeros(1, np.float32), shares])
+        scores[np.isin(numbers, self._blocked_numbers)] = -np.inf
+        places = self.popularity.places(excluded)
+        columns = np.where(places < len(popular), places + 1, 0).astype(np.int32)
+        rows, values = top_k(np.repeat(scores[None, :], len(excluded), axis=0), columns, self.k)
+        return numbers[rows], values
+
+    def _popularity_ranks(self, numbers: NDArray[np.int32], excluded: NDArray[np.int32]) -> NDArray[np.int32]:
+        """Rank (1 = first, 0 = not in the K) of each event's item among the most popular its user may be shown.
+
+        The exclusions are those after the event, which hold its own item too; the comparison counts places strictly
+        before the item's, so its own does not matter.
+        """
+        place = self.popularity.places(numbers)
+        ahead = (self.popularity.places(excluded) < place[:, None]).sum(axis=1)
+        rank = place - ahead + 1
+        return np.where((place < np.iinfo(np.int32).max) & (rank <= self.k), rank, 0).astype(np.int32)
+
+    def _rows(self, numbers: NDArray[np.int32]) -> NDArray[np.int32]:
+        if len(self.items) > len(self._row_of):  # numbers given after the swap are not in the vocabulary: row 0
+            self._row_of = np.concatenate([self._row_of, np.zeros(len(self.items), np.int32)])
+        return self._row_of[numbers]
+
+    def _policy(self) -> int:
+        if self.exclude == "auto":
+            return EXCLUDE_SEEN if self.repeat_share < _REPEAT_SHARE else EXCLUDE_NONE
+        return _POLICY[self.exclude]
+
+    def _watch_repeats(self, repeats: NDArray[np.bool_]) -> None:
+        if len(repeats):
+            self._repeats_seen = min(self._repeats_seen + len(repeats), _REPEAT_MEMORY)
+            weight = min(1.0, len(repeats) / self._repeats_seen)
+            self.repeat_share += weight * (float(repeats.mean()) - self.repeat_share)
+
+
+def _last_of_each(slots: NDArray[np.int32]) -> NDArray[np.int64]:
+    """Positions of each slot's last event, ascending."""
+    _, from_end = np.unique(slots[::-1], return_index=True)
+    return np.sort(len(slots) - 1 - from_end)

@@ -1,0 +1,236 @@
+"""Local snapshot of one partition: a checksummed columnar file that restores users at memory speed.
+
+A restart loads the snapshot and then only the changelog records behind its offset. Loading reads each column straight
+into the arena's arrays (checksum computed on the piece just read, still in the cache) and translates item numbers with
+one gather; per user, Python only builds the name -> slot dict: 1.1 M users/s, where records take 0.4 M users/s.
+
+Users in the cold store follow the resident ones as blocks of sealed records. Recommendations are not stored.
+"""
+
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from state.arena import COPIED_FIELDS, Arena
+from state.columns import ColumnReader, ColumnWriter
+from state.errors import StateError
+from state.items import ItemIndex
+
+_MAGIC: Final = b"RECSNAP\x01"  # the last byte is the format version
+
+ColdBlocks = Iterable[tuple[list[str], list[bytes]]]
+"""Blocks of cold users and their sealed records."""
+
+
+@dataclass(frozen=True, slots=True)
+class SnapshotMeta:
+    """What a snapshot reflects.
+
+    Attributes:
+        partition: The partition whose users these are.
+        changelog_offset: The next changelog offset to read after loading the snapshot.
+        created_ms: When it was captured, epoch ms.
+        source: Identity of the changelog (cluster and topic ids): a snapshot of another changelog must not be used.
+    """
+
+    partition: int
+    changelog_offset: int
+    created_ms: int
+    source: str
+
+
+@dataclass(frozen=True, slots=True)
+class Capture:
+    """A consistent copy of a partition's users, taken between two batches and written later by any thread.
+
+    Attributes:
+        state_size: Width S of the hidden vectors.
+        users: N names.
+        columns: The arena's arrays, (N, ...) each.
+        item_ids: Id of every item number, None where only the hash is known: (I,).
+        item_hashes: (I,).
+        cold: Blocks of users of the cold store, as of the same moment.
+    """
+
+    state_size: int
+    users: list[str]
+    columns: dict[str, NDArray[Any]]
+    item_ids: list[str | None]
+    item_hashes: NDArray[np.uint64]
+    cold: ColdBlocks = ()
+
+
+def capture(arena: Arena, index: ItemIndex, cold: ColdBlocks = ()) -> Capture:
+    """Copy a partition's users: memory copies only, about 0.1-0.3 us a user.
+
+    Take it at the moment a flush's changelog records are built and write it once they are acknowledged: then the file
+    never holds state that is newer than the changelog.
+    """
+    names = arena.users
+    at: slice | NDArray[np.int64] = slice(0, len(names))
+    if len(arena) < len(names):
+        at = np.array([slot for slot, user in enumerate(names) if user is not None], np.int64)
+    columns = {name: getattr(arena, name)[at].copy() for name in (*COPIED_FIELDS, "items")}
+    users = [user for user in names if user is not None]
+    return Capture(arena.state_size, users, columns, index.ids.copy(), index.hashes.copy(), cold)
+
+
+def write(path: Path, captured: Capture, meta: SnapshotMeta) -> int:
+    """Write a capture to `path`, replacing what was there only when the new file is complete and on disk.
+
+    Returns:
+        The file's size in bytes.
+
+    Raises:
+        StateError: The file cannot be written; what was there before is untouched.
+    """
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with temporary.open("wb") as file:
+            size = _write_columns(ColumnWriter(file, _MAGIC), captured, meta)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+    except OSError as exc:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        what = f"cannot write the snapshot {path}"
+        raise StateError(what, str(exc), "check the free space and the permissions of RECSTREAM_STATE_DIR") from exc
+    return size
+
+
+def save(path: Path, arena: Arena, index: ItemIndex, meta: SnapshotMeta, cold: ColdBlocks = ()) -> int:
+    """Capture and write at once."""
+    return write(path, capture(arena, index, cold), meta)
+
+
+def read(path: Path) -> "Snapshot | None":
+    """Open a snapshot and check its footer; None when there is no file.
+
+    Raises:
+        StateError: The file is no snapshot of this format, truncated or corrupt: use the changelog alone.
+    """
+    try:
+        with path.open("rb") as file:
+            return Snapshot(path, ColumnReader(file, path, _MAGIC).footer)
+    except FileNotFoundError:
+        return None
+    except OSError as exc:
+        raise _unreadable(path, exc) from exc
+
+
+class Snapshot:
+    """A snapshot file whose footer was read and checked; the columns are checked while they are loaded.
+
+    Attributes:
+        meta: What the snapshot reflects.
+        state_size: Width S of its hidden vectors.
+        resident: Users that were in the arena.
+        cold: Users that were in the cold store.
+    """
+
+    def __init__(self, path: Path, footer: dict[str, Any]) -> None:
+        self.path, self._footer = path, footer
+        self.meta = SnapshotMeta(**footer["meta"])
+        self.state_size: int = footer["state_size"]
+        self.resident: int = footer["users"]["n"]
+        self.cold: int = sum(block["users"]["n"] for block in footer["cold"])
+
+    def load(self, arena: Arena, index: ItemIndex) -> int:
+        """Load the resident users into an empty arena; returns how many.
+
+        Hidden vectors of another width than the arena's are dropped (model 0): they are rebuilt from the recent items.
+
+        Raises:
+            StateError: The arena holds users; or the file is corrupt, and the arena is left empty.
+        """
+        if len(arena):
+            what = f"cannot load {self.path} into an arena of {len(arena)} users"
+            raise StateError(what, "a snapshot replaces everything", "load it before anything else")
+        try:
+            with self.path.open("rb") as file:
+                self._load(self._reader(file), arena, index)
+        except OSError as exc:
+            arena.clear()
+            raise _unreadable(self.path, exc) from exc
+        except StateError:
+            arena.clear()
+            raise
+        return len(arena)
+
+    def cold_blocks(self) -> Iterator[tuple[list[str], list[bytes]]]:
+        """Users of the cold store and their sealed records, block by block.
+
+        Raises:
+            StateError: The file is corrupt.
+        """
+        try:
+            with self.path.open("rb") as file:
+                reader = self._reader(file)
+                for block in self._footer["cold"]:
+                    records = reader.array(block["records"])
+                    stops = np.cumsum(reader.array(block["lengths"]), dtype=np.int64).tolist()
+                    data = records.tobytes()
+                    yield reader.names(block["users"]), [
+                        data[start:stop] for start, stop in zip([0, *stops], stops, strict=False)
+                    ]
+        except OSError as exc:
+            raise _unreadable(self.path, exc) from exc
+
+    def _reader(self, file: Any) -> ColumnReader:
+        reader = ColumnReader(file, self.path, _MAGIC)
+        if reader.footer != self._footer:
+            raise reader.corrupt("it was replaced while it was being read")
+        return reader
+
+    def _load(self, reader: ColumnReader, arena: Arena, index: ItemIndex) -> None:
+        columns, items = self._footer["columns"], self._footer["items"]
+        known = reader.array(items["known"]).tolist()
+        ids = [item_id if has_id else None for item_id, has_id in zip(reader.names(items["ids"]), known, strict=True)]
+        numbers = index.learn(ids, reader.array(items["hashes"]))  # (I,) the file's numbers -> ours
+        n = len(arena.add(reader.names(self._footer["users"])))
+        for name in COPIED_FIELDS:
+            if name != "hidden" or self.state_size == arena.state_size:
+                reader.into(columns[name], getattr(arena, name)[:n])
+        if self.state_size != arena.state_size:
+            arena.model[:n] = 0
+        reader.translate(columns["items"], numbers, arena.items[:n])
+
+
+def _write_columns(writer: ColumnWriter, captured: Capture, meta: SnapshotMeta) -> int:
+    footer = {
+        "meta": asdict(meta),
+        "state_size": captured.state_size,
+        "items": {
+            "ids": writer.names([item_id or "" for item_id in captured.item_ids]),
+            "known": writer.array(np.array([item_id is not None for item_id in captured.item_ids], np.bool_)),
+            "hashes": writer.array(captured.item_hashes),
+        },
+        "users": writer.names(captured.users),
+        "columns": {name: writer.array(array) for name, array in captured.columns.items()},
+        "cold": [
+            {
+                "users": writer.names(users),
+                "records": writer.array(np.frombuffer(b"".join(records), np.uint8)),
+                "lengths": writer.array(np.fromiter(map(len, records), np.uint32, len(records))),
+            }
+            for users, records in captured.cold
+        ],
+    }
+    return writer.finish(footer)
+
+
+def _unreadable(path: Path, exc: OSError) -> StateError:
+    return StateError(f"cannot read the snapshot {path}", str(exc), "check the disk and the file's permissions")

@@ -1,0 +1,349 @@
+"""The command `recstream`."""
+
+import asyncio
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+from rich.table import Table
+from typer.core import TyperGroup
+
+from state.errors import RecstreamError
+from streams import options
+from streams.console import print_json, progress_bar, screen, show_error
+from streams.settings import Settings, SettingsError, load_settings
+
+EXIT_FAILURE, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
+
+
+class _Commands(TyperGroup):
+    """Gives every command the same errors and exit codes: 0 done, 1 failed, 2 usage or settings, 130 interrupted."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except RecstreamError as error:
+            show_error(error)
+            raise typer.Exit(EXIT_USAGE if isinstance(error, SettingsError) else EXIT_FAILURE) from error
+        except KeyboardInterrupt:
+            screen().print("interrupted", style="yellow")
+            raise typer.Exit(EXIT_INTERRUPTED) from None
+        except BrokenPipeError:  # the reader of our output is gone, as in `recstream tail | head`
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            raise typer.Exit(EXIT_FAILURE) from None
+
+
+app = typer.Typer(
+    name="recstream",
+    cls=_Commands,
+    no_args_is_help=True,
+    rich_markup_mode="markdown",
+    pretty_exceptions_enable=False,
+    help="Recommendations from a stream of clicks, views and purchases, fresh after every event.\n\n"
+    "`recstream demo` shows everything at once with a broker of its own. With a Kafka of yours: `recstream doctor`, "
+    "`recstream topics create`, `recstream fit`, `recstream worker`, `recstream replay`, `recstream tail`.\n\n"
+    "Every setting is an environment variable RECSTREAM_<NAME>, a line in .env, or an option of the command.",
+)
+topics_app = typer.Typer(no_args_is_help=True, help="Create the Kafka topics, or show how they are.")
+app.add_typer(topics_app, name="topics")
+
+
+@app.command()
+def demo(
+    events: Annotated[
+        int | None, typer.Option(min=1, help="end after this many events with a summary; without it: until Ctrl-C")
+    ] = None,
+    speed: Annotated[
+        float | None, typer.Option(min=1e-9, help="factor on the data's own clock; without it: as fast as workers go")
+    ] = None,
+    json: options.Json = False,
+    registry: options.Registry = None,
+    state_dir: options.StateDir = None,
+    http_port: options.HttpPort = None,
+    partitions: options.Partitions = None,
+    top_k: options.TopK = None,
+    emit: options.Emit = None,
+) -> None:
+    """Run everything at once: broker, worker, a first model, and MovieLens-100K replayed live.
+
+    Starts an embedded broker, fits a GRU on the oldest part of the data, then replays the rest and shows events per
+    second, latency, the live hit rate against popularity, and recommendations by title. Nothing to install or to
+    configure; the data (5 MB) is downloaded once.
+
+    Example: `recstream demo --events 20000 --json`
+    """
+    settings = load_settings(
+        registry=registry, state_dir=state_dir, http_port=http_port, partitions=partitions, top_k=top_k, emit=emit
+    )
+    from streams.demo import run_demo
+
+    run_demo(settings=settings, events=events, speed=speed, json=json)
+
+
+@app.command()
+def broker(
+    port: Annotated[int, typer.Option(min=0, max=65535, help="TCP port; 0 takes a free one")] = 9092,
+    host: Annotated[str, typer.Option(help="address to listen on and to advertise")] = "127.0.0.1",
+) -> None:
+    """Run the embedded Kafka-compatible broker until Ctrl-C. It keeps everything in memory: for trying things out.
+
+    Prints its address as the only line of standard output.
+
+    Example: `recstream broker --port 9092`
+    """
+    from streams.broker import run_broker
+
+    raise typer.Exit(run_broker(port, host))
+
+
+@topics_app.command("create")
+def create(
+    brokers: options.Brokers = None,
+    partitions: options.Partitions = None,
+    replication: options.Replication = None,
+) -> None:
+    """Create the topics that are missing; what is there already stays as it is.
+
+    A topic that is there with another partition count is an error: partition numbers decide where a user's state is.
+
+    Example: `recstream topics create --brokers kafka:9092 --partitions 16 --replication 3`
+    """
+    from streams.topics import create_topics
+
+    states = create_topics(load_settings(brokers=brokers, partitions=partitions, replication=replication))
+    made = sum(state.created for state in states)
+    screen().print(f"{made} topics created, {len(states) - made} were there")
+
+
+@topics_app.command("describe")
+def describe(
+    brokers: options.Brokers = None, partitions: options.Partitions = None, json: options.Json = False
+) -> None:
+    """Show partitions, replication, compaction and size of every topic; exit status 1 when one is not as it must be.
+
+    Example: `recstream topics describe`
+    """
+    from streams.topics import describe_topics
+
+    states = describe_topics(load_settings(brokers=brokers, partitions=partitions))
+    table = Table("topic", "partitions", "replication", "cleanup", "records", "problem", box=None)
+    for state in states:
+        table.add_row(
+            state.spec.name,
+            str(state.partitions),
+            str(state.replication),
+            state.cleanup or "-",
+            f"{state.records:,}",
+            f"[red]{state.problem}[/]: {state.fix}" if state.problem else "",
+        )
+    if json:
+        screen().print(table)
+        print_json(
+            {
+                "topics": {
+                    state.spec.name: {
+                        "partitions": state.partitions,
+                        "replication": state.replication,
+                        "cleanup": state.cleanup,
+                        "records": state.records,
+                        "problem": state.problem,
+                    }
+                    for state in states
+                }
+            }
+        )
+    else:
+        from rich.console import Console
+
+        Console(highlight=False).print(table)
+    if any(state.problem for state in states):
+        raise typer.Exit(EXIT_FAILURE)
+
+
+@app.command()
+def worker(
+    workers: Annotated[int, typer.Option(min=1, max=1024, help="processes to run and keep running on this host")] = 1,
+    index: Annotated[int | None, typer.Option(min=0, hidden=True)] = None,
+    brokers: options.Brokers = None,
+    registry: options.Registry = None,
+    state_dir: options.StateDir = None,
+    http_port: options.HttpPort = None,
+    partitions: options.Partitions = None,
+    top_k: options.TopK = None,
+    emit: options.Emit = None,
+) -> None:
+    """Serve: read events, advance each user's state, write recommendations. Stop it with Ctrl-C or TERM.
+
+    One process uses one core. `--workers N` runs N of them, restarts what dies and stops all cleanly; workers on
+    other hosts join by themselves. Without a model in the registry it recommends by decayed popularity and switches
+    to the first model as soon as there is one.
+
+    Example: `recstream worker --workers 4 --brokers kafka:9092 --registry s3://models/shop`
+    """
+    settings = load_settings(
+        brokers=brokers,
+        registry=registry,
+        state_dir=state_dir,
+        http_port=http_port,
+        partitions=partitions,
+        top_k=top_k,
+        emit=emit,
+    )
+    if workers == 1 or index is not None:
+        from streams.worker import run_worker
+
+        run_worker(settings, index or 0)
+    else:
+        from streams.supervisor import supervise
+
+        raise typer.Exit(supervise(settings, workers))
+
+
+@app.command()
+def replay(
+    source: options.Source,
+    speed: Annotated[
+        float | None, typer.Option(min=1e-9, help="factor on the log's own clock (1: as it happened)")
+    ] = None,
+    rate: Annotated[float | None, typer.Option(min=1e-3, help="events per second")] = None,
+    columns: options.Columns = None,
+    types: options.Types = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="send only the first N events")] = None,
+    json: options.Json = False,
+    brokers: options.Brokers = None,
+    partitions: options.Partitions = None,
+) -> None:
+    """Send an event log to the input topics, in time order: as fast as Kafka takes it, or paced.
+
+    The file needs the columns user_id and item_id; timestamp (epoch seconds or milliseconds, or ISO 8601) and
+    event_type (click, view, purchase) when it has them. A file without types is all clicks; rows of other types are
+    skipped and counted.
+
+    Examples:
+
+    `recstream replay events.csv.gz --columns user_id=uid,timestamp=ts --types pv=views,buy=purchases`
+
+    `recstream replay ml-100k --rate 5000`
+    """
+    if speed is not None and rate is not None:
+        raise typer.BadParameter("choose --speed or --rate, not both")
+    settings = load_settings(brokers=brokers, partitions=partitions)
+    from streams.replay import produce_events
+    from streams.datasets import read_source
+
+    events = read_source(source, settings, columns, types, limit)
+    with progress_bar("replay", len(events), "events") as bar:
+        done = asyncio.run(produce_events(settings, events, rate=rate, speed=speed, on_progress=bar.to))
+    screen().print(
+        f"{done.events:,} events in {done.seconds:.1f} s, {done.events_per_second:,.0f} events/s; "
+        f"{events.skipped:,} rows skipped"
+    )
+    if json:
+        print_json(
+            {
+                "events": done.events,
+                "skipped": events.skipped,
+                "seconds": round(done.seconds, 3),
+                "events_per_second": round(done.events_per_second, 1),
+                "bytes": done.bytes,
+            }
+        )
+
+
+@app.command()
+def fit(
+    source: options.Source,
+    model: Annotated[Literal["gru", "lstm"], typer.Option(help="recurrent cell")] = "gru",
+    hidden: Annotated[int, typer.Option(min=1, max=4096, help="width of a user's state")] = 128,
+    embedding: Annotated[int, typer.Option(min=1, max=4096, help="width of an item's vector")] = 64,
+    epochs: Annotated[int, typer.Option(min=1, help="passes over the data")] = 10,
+    seed: Annotated[int, typer.Option(help="the same seed and data give the same model")] = 0,
+    until: Annotated[
+        float, typer.Option(min=0.01, max=1.0, help="fit on this oldest fraction of the events, leave the rest")
+    ] = 1.0,
+    columns: options.Columns = None,
+    types: options.Types = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="read only the first N events")] = None,
+    json: options.Json = False,
+    registry: options.Registry = None,
+) -> None:
+    """Fit a first model on an event log and publish it in the registry; running workers take it up by themselves.
+
+    Examples:
+
+    `recstream fit ml-100k --model gru --until 0.5`
+
+    `recstream fit events.parquet --model lstm --registry s3://models/shop`
+    """
+    settings = load_settings(registry=registry)
+    from streams.datasets import read_source
+    from streams.fitting import fit_and_publish
+
+    events = read_source(source, columns, types, limit, settings)
+    summary = fit_and_publish(
+        settings, events, cell=model, hidden=hidden, embedding=embedding, epochs=epochs, seed=seed, until=until
+    )
+    screen().print(f"published {summary['model_version']} in {settings.registry}")
+    if json:
+        print_json(summary)
+
+
+@app.command()
+def tail(
+    user: Annotated[str | None, typer.Option(help="only this user's")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="end after N messages")] = None,
+    since: Annotated[
+        Literal["latest", "earliest"], typer.Option("--from", help="new messages only, or all that are kept")
+    ] = "latest",
+    brokers: options.Brokers = None,
+    partitions: options.Partitions = None,
+) -> None:
+    """Print recommendations as they come, by title where the topic `items` has one.
+
+    Examples:
+
+    `recstream tail --user 196`
+
+    `recstream tail --from earliest --limit 10`
+    """
+    settings = load_settings(brokers=brokers, partitions=partitions)
+    from streams.tail import follow
+
+    asyncio.run(follow(settings, user=user, limit=limit, earliest=since == "earliest"))
+
+
+@app.command()
+def doctor(
+    json: options.Json = False,
+    brokers: options.Brokers = None,
+    registry: options.Registry = None,
+    state_dir: options.StateDir = None,
+    http_port: options.HttpPort = None,
+    partitions: options.Partitions = None,
+) -> None:
+    """Check everything a worker needs: versions, broker, topics, model, disk, port; say how to cure what is wrong.
+
+    Exit status 1 when a check fails; a warning does not fail.
+
+    Example: `recstream doctor --brokers kafka:9092`
+    """
+    from streams.doctor import examine, report
+
+    settings = load_settings(
+        brokers=brokers, registry=registry, state_dir=state_dir, http_port=http_port, partitions=partitions
+    )
+    checks = examine(settings)
+    report(checks, json)
+    if any(check.status == "fail" for check in checks):
+        raise typer.Exit(EXIT_FAILURE)
+
+
+def main() -> None:
+    """Entry point of the command `recstream`."""
+    app(prog_name="recstream")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,70 @@
+"""What the commands print: people read standard error, programs read the last line of standard output."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import orjson
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.text import Text
+
+from state.errors import RecstreamError
+
+
+def screen() -> Console:
+    """The console for people (standard error), so that standard output stays clean for pipes."""
+    return Console(stderr=True, highlight=False)
+
+
+def show_error(error: RecstreamError) -> None:
+    """Print what happened, why, and the fix."""
+    console = screen()
+    console.print(Text.assemble(("error: ", "bold red"), error.what), soft_wrap=True)
+    if error.why:
+        console.print(Text.assemble(("  why: ", "bold"), error.why), soft_wrap=True)
+    if error.fix:
+        console.print(Text.assemble(("  fix: ", "bold green"), error.fix), soft_wrap=True)
+
+
+def print_json(values: Mapping[str, Any]) -> None:
+    """Print one JSON object as one line on standard output, where it is the last line."""
+    print(orjson.dumps(values, option=orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_NON_STR_KEYS).decode(), flush=True)
+
+
+class Bar:
+    """A progress bar with a rate; `to` moves it."""
+
+    def __init__(self, progress: Progress, unit: str, total: float | None) -> None:
+        self._progress = progress
+        self._unit = unit
+        self._task = progress.add_task("", total=total, rate="")
+
+    def to(self, done: float, total: float | None = None, note: str = "") -> None:
+        """Set how much is done (not how much more), optionally a new total and a short note."""
+        task = self._progress.tasks[self._task]
+        elapsed = task.elapsed or 0.0
+        rate = f"{done / elapsed:,.0f} {self._unit}/s" if elapsed > 0 and self._unit else ""
+        self._progress.update(self._task, completed=done, total=task.total if total is None else total)
+        self._progress.update(self._task, rate=" ".join(part for part in (rate, note) if part))
+
+
+@contextmanager
+def progress_bar(title: str, total: float | None = None, unit: str = "") -> Iterator[Bar]:
+    """A progress bar on the console for people; a single final line when that is not a terminal.
+
+    Args:
+        title: What is being done.
+        total: How much there is to do, None when unknown.
+        unit: What is counted, for the rate; empty shows no rate.
+    """
+    progress = Progress(
+        TextColumn(title),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[rate]}"),
+        TimeRemainingColumn(),
+        console=screen(),
+    )
+    with progress:
+        yield Bar(progress, unit, total)

@@ -1,0 +1,7 @@
+"""Errors of the edge."""
+
+from state.errors import RecstreamError
+
+
+class BrokerError(RecstreamError):
+    """Kafka cannot be reached, refuses a request, or the embedded broker cannot run."""

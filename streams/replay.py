@@ -1,0 +1,194 @@
+"""Replay an event log into the input topics: as fast as Kafka takes it, at a fixed rate, or in its own rhythm."""
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Final, Literal
+
+import numpy as np
+import orjson
+from aiokafka import AIOKafkaProducer
+from aiokafka.partitioner import murmur2
+from numpy.typing import NDArray
+
+from models.tables import Events
+from state.events import TOPICS
+from streams.kafka import broker_errors, producer_options
+from streams.record_batch import blobs, encode_batches
+from streams.settings import Settings
+from streams.topics import require_topics
+
+CHUNK_EVENTS: Final = 16_384
+IN_FLIGHT_EVENTS: Final = 65_536  # enough to keep the broker busy, little enough to bound memory
+TICK_SECONDS: Final = 0.002  # paced events leave together every 2 ms: one request per event makes the broker the limit
+
+
+@dataclass(frozen=True, slots=True)
+class Replayed:
+    """What a replay did. `bytes` counts keys and values."""
+
+    events: int
+    seconds: float
+    bytes: int
+
+    @property
+    def events_per_second(self) -> float:
+        """Events acknowledged per second of wall time."""
+        return self.events / self.seconds if self.seconds else 0.0
+
+
+def partition_of(key: str, partitions: int) -> int:
+    """Partition number of a key: murmur2, as Kafka's Java clients do it.
+
+    >>> partition_of("u1", 8)
+    6
+    """
+    return int((murmur2(key.encode()) & 0x7FFFFFFF) % partitions)
+
+
+def schedule(times_ms: NDArray[np.int64], rate: float | None, speed: float | None) -> NDArray[np.float64] | None:
+    """When each event is due, in seconds after the start; None when nothing holds it back.
+
+    Args:
+        times_ms: (N,) event times in log order.
+        rate: Events per second, evenly spaced.
+        speed: How many times faster than the log's own clock. Time never runs backwards: an event that is older than
+            its predecessor is due together with it.
+    """
+    if rate is not None:
+        return np.arange(len(times_ms)) / rate
+    if speed is not None and len(times_ms):
+        return np.maximum.accumulate(times_ms - times_ms[0]) / (1000.0 * speed)
+    return None
+
+
+class _Encoder:
+    """Turns slices of an event log into record batches per topic and partition."""
+
+    def __init__(self, events: Events, partitions: int, due: NDArray[np.float64] | None, stamp_now: bool) -> None:
+        self._events = events
+        self._partitions = partitions
+        self._due = due
+        self._stamp_now = stamp_now
+        self._start_seconds = time.time()
+        self._keys: dict[str, tuple[bytes, int]] = {}
+
+    def _key(self, user: str) -> tuple[bytes, int]:
+        found = self._keys.get(user)
+        if found is None:
+            key = user.encode()
+            found = self._keys[user] = key, int((murmur2(key) & 0x7FFFFFFF) % self._partitions)
+        return found
+
+    def _times_ms(self, start: int, stop: int) -> list[int]:
+        if not self._stamp_now:
+            return self._events.times_ms[start:stop].tolist()
+        if self._due is None:
+            return [int(time.time() * 1000)] * (stop - start)
+        # The moment an event was due, not the one it was sent: a sender that lags must not hide latency.
+        due_ms = (self._start_seconds + self._due[start:stop]) * 1000
+        return due_ms.astype(np.int64).tolist()
+
+    def batches(self, start: int, stop: int) -> tuple[list[tuple[str, int, Any]], int]:
+        """(topic, partition, batch) of events `start` to `stop`, and their bytes."""
+        events = self._events
+        users, items = events.users[start:stop], events.items[start:stop]
+        keyed = [self._key(user) for user in users]
+        dumps = orjson.dumps
+        values = [
+            dumps({"user_id": user, "item_id": item, "timestamp": time_ms})
+            for user, item, time_ms in zip(users, items, self._times_ms(start, stop), strict=True)
+        ]
+        target = np.fromiter((partition for _, partition in keyed), np.int64, stop - start)
+        target += events.kinds[start:stop].astype(np.int64) * self._partitions
+        order = np.argsort(target, kind="stable")  # stable: log order within a partition
+        sorted_targets = target[order]
+        edges = np.flatnonzero(np.diff(sorted_targets)) + 1
+        now_ms = int(time.time() * 1000)
+        out: list[tuple[str, int, Any]] = []
+        size = 0
+        for group in np.split(order, edges):
+            kind, partition = divmod(int(target[group[0]]), self._partitions)
+            chosen = group.tolist()
+            keys = blobs([keyed[i][0] for i in chosen])
+            contents = blobs([values[i] for i in chosen])
+            size += int(keys.offsets[-1] + contents.offsets[-1])
+            out.extend((TOPICS[kind], partition, batch) for batch in encode_batches(keys, contents, now_ms))
+        return out, size
+
+
+async def produce_events(
+    settings: Settings,
+    events: Events,
+    *,
+    rate: float | None = None,
+    speed: float | None = None,
+    timestamps: Literal["log", "now"] = "log",
+    on_progress: Callable[[int], None] | None = None,
+) -> Replayed:
+    """Write events to `clicks`, `views` and `purchases`, keyed by user, in log order within each partition.
+
+    Args:
+        settings: Brokers and partition count.
+        events: The log, in time order.
+        rate: Events per second; None does not pace.
+        speed: Factor on the log's own clock; None does not pace.
+        timestamps: `now` replaces the log's times by the moment each event was due, for measuring latency.
+        on_progress: Called with the number of events acknowledged so far.
+
+    Returns:
+        What was sent, after all of it was acknowledged.
+
+    Raises:
+        BrokerError: when Kafka cannot be reached, refuses, or the topics are not as they must be.
+    """
+    await asyncio.to_thread(require_topics, settings)
+    due = schedule(events.times_ms, rate, speed)
+    with broker_errors(settings, "write events"):
+        producer = AIOKafkaProducer(**producer_options(settings, "recstream-replay"))
+        await producer.start()
+        try:
+            encoder = _Encoder(events, settings.partitions, due, timestamps == "now")
+            return await _send(producer, encoder, len(events.times_ms), due, on_progress)
+        finally:
+            await producer.stop()
+
+
+async def _send(
+    producer: AIOKafkaProducer,
+    encoder: _Encoder,
+    count: int,
+    due: NDArray[np.float64] | None,
+    on_progress: Callable[[int], None] | None,
+) -> Replayed:
+    in_flight: deque[tuple[int, Sequence[asyncio.Future[Any]]]] = deque()
+    sent = size = 0
+    started = time.monotonic()
+    while sent < count:
+        stop = min(sent + CHUNK_EVENTS, count)
+        if due is not None:
+            elapsed = time.monotonic() - started
+            stop = min(stop, int(np.searchsorted(due, elapsed, side="right")))
+            if stop <= sent:
+                await asyncio.sleep(max(TICK_SECONDS, float(due[sent]) - elapsed))
+                continue
+        batches, chunk_bytes = encoder.batches(sent, stop)
+        futures = [await producer.send_batch(batch, topic, partition=number) for topic, number, batch in batches]
+        in_flight.append((stop, futures))
+        sent, size = stop, size + chunk_bytes
+        await _acknowledge(in_flight, sent - IN_FLIGHT_EVENTS, on_progress)
+    await _acknowledge(in_flight, sent, on_progress)
+    return Replayed(count, time.monotonic() - started, size)
+
+
+async def _acknowledge(
+    in_flight: deque[tuple[int, Sequence[asyncio.Future[Any]]]], needed: int, on_progress: Callable[[int], None] | None
+) -> None:
+    """Take off what is acknowledged already; wait until the first `needed` events are."""
+    while in_flight and (in_flight[0][0] <= needed or all(future.done() for future in in_flight[0][1])):
+        acknowledged, futures = in_flight.popleft()
+        await asyncio.gather(*futures)
+        if on_progress is not None:
+            on_progress(acknowledged)

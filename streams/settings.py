@@ -1,0 +1,103 @@
+"""The one settings object: environment variables `RECSTREAM_*`, a `.env` file, or the same names as command options."""
+
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, SecretStr, ValidationError, field_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from state.errors import RecstreamError
+
+PREFIX = "RECSTREAM_"
+
+
+class SettingsError(RecstreamError):
+    """A setting is missing or invalid."""
+
+
+class Settings(BaseSettings):
+    """Everything an operator can set. Each field is `RECSTREAM_<NAME>` in the environment."""
+
+    model_config = SettingsConfigDict(env_prefix=PREFIX, env_file=".env", extra="ignore", frozen=True)
+
+    brokers: str = Field("127.0.0.1:9092", description="Kafka bootstrap servers, host:port,host:port")
+    registry: str = Field("data/registry", description="model registry: a directory or any fsspec URL")
+    state_dir: Path = Field(Path("data/state"), description="local snapshots and the cold store")
+    http_host: str = Field("127.0.0.1", description="address of metrics, health and the page")
+    http_port: int = Field(6066, ge=0, le=65535, description="port of the first worker; worker i uses port + i")
+    app_id: str = Field("recstream", min_length=1, pattern=r"^[A-Za-z0-9._-]+$", description="consumer group")
+
+    partitions: int = Field(8, ge=1, le=10_000, description="partitions of every input, output and changelog topic")
+    replication: int = Field(1, ge=1, le=32, description="replication factor of topics this program creates")
+    top_k: int = Field(10, ge=1, le=200, description="recommendations per message")
+    emit: Literal["every-event", "latest"] = Field(
+        "every-event", description="one message per event, or the latest per user of each batch"
+    )
+    exclude: Literal["auto", "none", "purchased", "seen"] = Field(
+        "auto",
+        description="which of a user's last 50 items are not recommended again; auto: seen ones while "
+        "fewer than 1% of events repeat an item of the user's history",
+    )
+
+    commit_interval_seconds: float = Field(1.0, gt=0, le=60, description="state flush and offset commit interval")
+    flush_max_dirty_users: int = Field(50_000, ge=1, description="flush earlier when so many users changed")
+    max_batch_events: int = Field(4_096, ge=1, le=100_000, description="events taken from one fetch")
+    user_ttl_days: float = Field(0, ge=0, description="forget users idle for so long; 0 keeps them")
+    max_resident_users: int = Field(
+        0, ge=0, description="users in memory per worker, the rest in the cold store; 0: all"
+    )
+    snapshot_interval_seconds: float = Field(60.0, ge=0, description="local snapshot interval; 0 only at shutdown")
+    popularity_half_life_hours: float = Field(24.0 * 7, gt=0, description="decay of popularity in event time")
+    model_poll_seconds: float = Field(2.0, gt=0, le=300, description="how often a worker looks for a new model version")
+    max_event_bytes: int = Field(65_536, ge=64, description="larger events are dead-lettered")
+
+    session_timeout_seconds: float = Field(20.0, ge=1, description="Kafka group session timeout")
+    rebalance_timeout_seconds: float = Field(
+        60.0, ge=1, description="Kafka max.poll.interval: time to hand over partitions"
+    )
+    start_from: Literal["earliest", "latest"] = Field("earliest", description="where a new consumer group starts")
+
+    security_protocol: Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"] = "PLAINTEXT"
+    sasl_mechanism: Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"] = "SCRAM-SHA-512"
+    sasl_username: str = ""
+    sasl_password: SecretStr = SecretStr("")
+    ssl_ca_file: Path | None = None
+    ssl_cert_file: Path | None = None
+    ssl_key_file: Path | None = None
+
+    @field_validator("brokers")
+    @classmethod
+    def _host_port_list(cls, value: str) -> str:
+        for part in value.split(","):
+            host, _, port = part.strip().rpartition(":")
+            if not host or not port.isdigit() or not 0 < int(port) < 65536:
+                msg = f"{part.strip()!r} is not host:port"
+                raise ValueError(msg)
+        return ",".join(part.strip() for part in value.split(","))
+
+    @property
+    def broker_list(self) -> list[str]:
+        """Bootstrap servers as a list of `host:port`."""
+        return self.brokers.split(",")
+
+
+def load_settings(**overrides: Any) -> Settings:
+    """Settings from the environment, with the given (not None) values on top.
+
+    Raises:
+        SettingsError: naming every bad setting, why, and the variable to set.
+    """
+    given = {name: value for name, value in overrides.items() if value is not None}
+    try:
+        return Settings(**given)
+    except ValidationError as error:
+        problems = "; ".join(
+            f"{PREFIX}{'.'.join(str(part) for part in item['loc']).upper()}={item.get('input')!r}: {item['msg']}"
+            for item in error.errors()
+        )
+        name = str(error.errors()[0]["loc"][0])
+        raise SettingsError(
+            what="settings are invalid",
+            why=problems,
+            fix=f"set {PREFIX}{name.upper()} or --{name.replace('_', '-')} to a valid value",
+        ) from error

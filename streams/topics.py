@@ -1,0 +1,222 @@
+"""The topics this program uses: what they must look like, creating them, and saying what is wrong with them."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from kafka import TopicPartition
+from kafka.admin import ConfigResource, KafkaAdminClient
+from kafka.errors import KafkaError
+
+from state.events import TOPICS
+from streams.errors import BrokerError
+from streams.kafka import admin
+from streams.settings import Settings
+
+RECOMMENDATIONS: Final = "recommendations"
+CHANGELOG: Final = "user-state-changelog"
+ITEMS: Final = "items"
+INVALID_EVENTS: Final = "invalid-events"
+FORGET_USERS: Final = "forget-users"
+MODEL_VERSIONS: Final = "model-versions"
+
+_TOPIC_EXISTS = 36
+_UNKNOWN_TOPIC = 3
+# Kafka compacts closed segments only. Small ones bound what a worker has to read to restore: at most one
+# segment of superseded records per partition, where the default (1 GiB) would hold hours of them.
+_COMPACTED: Final = {"cleanup.policy": "compact", "segment.bytes": "67108864", "min.cleanable.dirty.ratio": "0.2"}
+
+
+@dataclass(frozen=True, slots=True)
+class TopicSpec:
+    """What a topic must look like."""
+
+    name: str
+    partitions: int
+    replication: int
+    config: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def compacted(self) -> bool:
+        """Whether Kafka keeps the newest record of each key for ever."""
+        return self.config.get("cleanup.policy") == "compact"
+
+
+@dataclass(frozen=True, slots=True)
+class TopicState:
+    """What a topic looks like on the broker, against its specification."""
+
+    spec: TopicSpec
+    partitions: int = 0  # 0: it does not exist
+    replication: int = 0
+    cleanup: str = ""  # empty: the broker does not say
+    records: int = 0  # newest minus oldest offset, over all partitions
+    created: bool = False
+
+    @property
+    def problem(self) -> str:
+        """Why the topic cannot be used as it is; empty when it can."""
+        if not self.partitions:
+            return "does not exist"
+        if self.partitions != self.spec.partitions:
+            return f"has {self.partitions} partitions, settings say {self.spec.partitions}"
+        if self.cleanup and self.spec.compacted and "compact" not in self.cleanup:
+            return f"cleanup.policy is {self.cleanup}, must be compact"
+        return ""
+
+    @property
+    def fix(self) -> str:
+        """The command that cures the problem; empty when there is none."""
+        name = self.spec.name
+        if not self.partitions:
+            return "recstream topics create"
+        if self.partitions != self.spec.partitions:
+            if self.spec.name == MODEL_VERSIONS:
+                return f"delete the topic {name} and run `recstream topics create`"
+            return (
+                f"set RECSTREAM_PARTITIONS={self.partitions}, or delete the topics and run `recstream topics create` "
+                "(adding partitions would move users away from their state)"
+            )
+        if self.problem:
+            return (
+                f"kafka-configs --alter --entity-type topics --entity-name {name} --add-config cleanup.policy=compact"
+            )
+        return ""
+
+
+def topic_specs(settings: Settings) -> tuple[TopicSpec, ...]:
+    """Every topic of the contract.
+
+    All but `model-versions` share one partition count: a user's (and an item's) whole life is on one partition number.
+    """
+    extra: dict[str, str] = {"min.insync.replicas": "2"} if settings.replication >= 3 else {}
+    many, replication = settings.partitions, settings.replication
+    plain = (*TOPICS, RECOMMENDATIONS, INVALID_EVENTS, FORGET_USERS)
+    return (
+        *(TopicSpec(name, many, replication, dict(extra)) for name in plain),
+        *(TopicSpec(name, many, replication, {**_COMPACTED, **extra}) for name in (ITEMS, CHANGELOG)),
+        TopicSpec(MODEL_VERSIONS, 1, replication, {**_COMPACTED, **extra}),
+    )
+
+
+def describe_topics(settings: Settings) -> list[TopicState]:
+    """The state of every topic, in the order of `topic_specs`.
+
+    Raises:
+        BrokerError: when Kafka cannot be reached.
+    """
+    with admin(settings) as client:
+        return _states(client, topic_specs(settings))
+
+
+def create_topics(settings: Settings) -> list[TopicState]:
+    """Create what is missing; what is there already is left as it is.
+
+    Raises:
+        BrokerError: when Kafka cannot be reached or refuses, or a topic is there with another partition count or
+            without compaction where the contract needs it.
+    """
+    specs = topic_specs(settings)
+    with admin(settings) as client:
+        missing = [state.spec for state in _states(client, specs) if not state.partitions]
+        if missing:
+            reply = client.create_topics(
+                {
+                    spec.name: {
+                        "num_partitions": spec.partitions,
+                        "replication_factor": spec.replication,
+                        "configs": spec.config,
+                    }
+                    for spec in missing
+                },
+                raise_errors=False,
+            )
+            refused = [topic for topic in reply["topics"] if topic["error_code"] not in (0, _TOPIC_EXISTS)]
+            if refused:
+                raise BrokerError(
+                    what=f"cannot create the topic {refused[0]['name']}",
+                    why=str(refused[0]["error_message"] or f"Kafka error {refused[0]['error_code']}"),
+                    fix="set RECSTREAM_REPLICATION to at most the number of brokers and check this user's rights",
+                )
+            client.wait_for_topics([spec.name for spec in missing], timeout_ms=15_000)
+        created = {spec.name for spec in missing}
+        states = _states(client, specs, created)
+    for state in states:
+        if state.problem:
+            raise BrokerError(
+                what=f"the topic {state.spec.name} {state.problem}",
+                why="it was created by something else",
+                fix=state.fix,
+            )
+    return states
+
+
+def _states(
+    client: KafkaAdminClient, specs: tuple[TopicSpec, ...], created: set[str] | None = None
+) -> list[TopicState]:
+    found = {topic["name"]: topic for topic in client.describe_topics() if topic["error_code"] != _UNKNOWN_TOPIC}
+    present = [spec.name for spec in specs if spec.name in found]
+    cleanup = _cleanup_policies(client, present)
+    records = _record_counts(client, {name: len(found[name]["partitions"]) for name in present})
+    return [
+        TopicState(
+            spec,
+            partitions=len(found[spec.name]["partitions"]),
+            replication=min((len(p["replica_nodes"]) for p in found[spec.name]["partitions"]), default=0),
+            cleanup=cleanup.get(spec.name, ""),
+            records=records.get(spec.name, 0),
+            created=spec.name in (created or ()),
+        )
+        if spec.name in found
+        else TopicState(spec)
+        for spec in specs
+    ]
+
+
+def _cleanup_policies(client: KafkaAdminClient, names: list[str]) -> dict[str, str]:
+    if not names:
+        return {}
+    try:
+        answer: dict[str, Any] = client.describe_configs(
+            [ConfigResource("TOPIC", name) for name in names], config_filter="all"
+        )
+    except KafkaError:  # a user may be allowed to see topics but not their configuration
+        return {}
+    return {
+        name: str(values["cleanup.policy"]["value"])
+        for name, values in answer.get("topic", {}).items()
+        if "cleanup.policy" in values
+    }
+
+
+def _record_counts(client: KafkaAdminClient, partitions: dict[str, int]) -> dict[str, int]:
+    """Records between the oldest and the newest offset of each topic."""
+    wanted = [TopicPartition(name, number) for name, count in partitions.items() for number in range(count)]
+    if not wanted:
+        return {}
+    newest = client.list_partition_offsets(dict.fromkeys(wanted, -1))
+    oldest = client.list_partition_offsets(dict.fromkeys(wanted, -2))
+    counts = dict.fromkeys(partitions, 0)
+    for key, end in newest.items():
+        counts[key.topic] += max(0, end.offset - max(0, oldest[key].offset))
+    return counts
+
+
+def require_topics(settings: Settings, names: Iterable[str] = ()) -> None:
+    """Check that topics are there and as the contract says, before a client waits for something that never comes.
+
+    Args:
+        settings: Brokers and partition count.
+        names: Topics to check; all when empty.
+
+    Raises:
+        BrokerError: naming the first topic that is wrong, and the command that cures it.
+    """
+    wanted = set(names)
+    for state in describe_topics(settings):
+        if state.problem and (not wanted or state.spec.name in wanted):
+            raise BrokerError(
+                what=f"the topic {state.spec.name} {state.problem}",
+                why=f"checked at {settings.brokers}",
+                fix=state.fix,
+            )

@@ -1,0 +1,153 @@
+"""Brokers for the tests marked `broker`: the embedded one always, a real Kafka where KAFKA_HOME names its jars.
+
+KAFKA_HOME is the directory of a Kafka 4 release (its `libs/*.jar`), and `java` is on the path. Each broker starts once
+per test session, so tests use topic and group names of their own: the fixture `unique` makes them.
+"""
+
+import contextlib
+import os
+import shutil
+import socket
+import subprocess
+import time
+import uuid
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+
+import pytest
+from kafka.admin import KafkaAdminClient
+
+from streams.broker import EmbeddedBroker
+
+_KAFKA_SETTINGS = """\
+process.roles=broker,controller
+node.id=1
+controller.quorum.voters=1@127.0.0.1:{controller}
+controller.listener.names=CONTROLLER
+listeners=PLAINTEXT://127.0.0.1:{port},CONTROLLER://127.0.0.1:{controller}
+listener.security.protocol.map=CONTROLLER:PLAINTEXT,PLAINTEXT:PLAINTEXT
+inter.broker.listener.name=PLAINTEXT
+log.dirs={data}
+auto.create.topics.enable=false
+offsets.topic.replication.factor=1
+offsets.topic.num.partitions=4
+transaction.state.log.replication.factor=1
+transaction.state.log.min.isr=1
+transaction.state.log.num.partitions=4
+share.coordinator.state.topic.replication.factor=1
+share.coordinator.state.topic.min.isr=1
+group.initial.rebalance.delay.ms=0
+group.min.session.timeout.ms=1000
+log.cleaner.backoff.ms=1000
+num.network.threads=2
+num.io.threads=4
+"""
+_KAFKA_LOGGING = "Configuration: {status: warn, Loggers: {Root: {level: error}}}\n"
+_CLUSTER_ID = "MkU3OEVBNTcwNTJENDM2Qk"
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@pytest.fixture(scope="session")
+def embedded_broker() -> Iterator[str]:
+    """Bootstrap address of the embedded broker (in memory)."""
+    with EmbeddedBroker() as broker:
+        yield broker.bootstrap
+
+
+@pytest.fixture(scope="session")
+def kafka_broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Bootstrap address of one Apache Kafka node (KRaft), started from the jars of KAFKA_HOME."""
+    home = os.environ.get("KAFKA_HOME", "")
+    if not home or not any(Path(home, "libs").glob("kafka*.jar")):
+        pytest.skip("KAFKA_HOME does not name a Kafka release (a directory with libs/*.jar)")
+    if shutil.which("java") is None:
+        pytest.skip("a real Kafka needs java 17 or newer on the path")
+    directory = tmp_path_factory.mktemp("kafka")
+    port, controller = _free_port(), _free_port()
+    settings, logging = directory / "server.properties", directory / "log4j2.yaml"
+    settings.write_text(_KAFKA_SETTINGS.format(port=port, controller=controller, data=directory / "data"))
+    logging.write_text(_KAFKA_LOGGING)
+    java = [
+        "java", "-Xms64m", "-Xmx768m", "-XX:+UseSerialGC",
+        f"-Dlog4j2.configurationFile={logging}", "-cp", f"{home}/libs/*",
+    ]  # fmt: skip
+    subprocess.run(
+        [*java, "kafka.tools.StorageTool", "format", "--cluster-id", _CLUSTER_ID, "--config", str(settings)],
+        check=True, stdout=subprocess.DEVNULL,
+    )  # fmt: skip
+    output = directory / "output.log"
+    with output.open("wb") as log:
+        process = subprocess.Popen([*java, "kafka.Kafka", str(settings)], stdout=log, stderr=log)
+    try:
+        bootstrap = f"127.0.0.1:{port}"
+        _wait_until_ready(bootstrap, process, output)
+        yield bootstrap
+    finally:
+        process.terminate()
+        try:
+            process.wait(timeout=20)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+def _wait_until_ready(bootstrap: str, process: "subprocess.Popen[bytes]", output: Path) -> None:
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        if process.poll() is not None:
+            pytest.fail(f"Kafka ended with status {process.returncode}:\n{output.read_text()[-3000:]}")
+        with contextlib.suppress(Exception):
+            admin = KafkaAdminClient(bootstrap_servers=bootstrap, request_timeout_ms=3000)
+            try:
+                admin.describe_cluster()
+                return
+            finally:
+                admin.close()
+        time.sleep(0.3)
+    pytest.fail(f"Kafka did not come up in 60 s:\n{output.read_text()[-3000:]}")
+
+
+@pytest.fixture(params=["embedded", "kafka"])
+def broker(request: pytest.FixtureRequest) -> str:
+    """Bootstrap address `host:port`; a test using it runs on the embedded broker and on a real Kafka."""
+    return str(request.getfixturevalue(f"{request.param}_broker"))
+
+
+@pytest.fixture
+def unique() -> Callable[[str], str]:
+    """A name of this test's own, for topics and groups: brokers are shared by the whole session."""
+    suffix = uuid.uuid4().hex[:8]
+    return lambda name: f"{name}-{suffix}"
+
+
+@pytest.fixture(scope="session")
+def make_topics() -> Callable[[str, Iterable[str], int], None]:
+    """`make_topics(bootstrap, names, partitions)` creates topics and waits until they have leaders."""
+
+    def make(bootstrap: str, names: Iterable[str], partitions: int) -> None:
+        wanted = list(names)
+        admin = KafkaAdminClient(bootstrap_servers=bootstrap)
+        try:
+            admin.create_topics(
+                {name: {"num_partitions": partitions, "replication_factor": 1, "configs": {}} for name in wanted}
+            )
+            deadline = time.monotonic() + 20
+            while time.monotonic() < deadline:
+                described = admin.describe_topics(wanted)
+                if all(
+                    len(topic["partitions"]) == partitions
+                    and all(partition["leader_id"] >= 0 for partition in topic["partitions"])
+                    for topic in described
+                ) and len(described) == len(wanted):
+                    return
+                time.sleep(0.1)
+            pytest.fail(f"topics {wanted} have no leaders after 20 s")
+        finally:
+            admin.close()
+
+    return make

@@ -1,0 +1,73 @@
+"""A Faust worker for the transport's broker tests: reads topics in batches and logs which records it acknowledged.
+
+    python transport_worker.py BOOTSTRAP GROUP LOGFILE TOPIC,TOPIC [delay seconds per batch]
+
+Each acknowledged batch is one line `topic partition offset,offset,...` in LOGFILE, written before its acknowledgement.
+"""
+
+import asyncio
+import sys
+from pathlib import Path
+
+import faust
+
+from streams.transport import batch_topic, install, take
+
+
+def main(bootstrap: str, group: str, log_file: str, topics: str, delay_seconds: str = "0") -> None:
+    """Run until SIGTERM."""
+    app = faust.App(
+        group,
+        broker=f"kafka://{bootstrap}",
+        datadir=str(Path(log_file).with_suffix(".data")),
+        web_enabled=False,
+        topic_disable_leader=True,
+        broker_commit_interval=0.2,
+        broker_session_timeout=6.0,
+        broker_rebalance_timeout=6.0,
+        broker_max_poll_interval=6.0,
+        broker_heartbeat_interval=1.0,
+        stream_recovery_delay=0.0,
+        consumer_auto_offset_reset="earliest",
+    )
+    transport = install(app, max_batch_events=500)
+    waiting: asyncio.Queue[faust.Event] = asyncio.Queue()
+    log = Path(log_file).open("a", buffering=1)
+
+    async def work() -> None:
+        held: list[faust.Event] = []
+        while True:
+            held.append(await waiting.get())
+            if len(held) > 1 and not waiting.empty():
+                finish(held.pop())  # the newest first: acknowledgements arrive out of order
+            await asyncio.sleep(float(delay_seconds))
+            while held and waiting.empty():
+                finish(held.pop())
+            waiting.task_done()
+
+    def finish(event: faust.Event) -> None:
+        batch = take(event)
+        log.write(f"{batch.topic} {batch.partition} {','.join(map(str, batch.offsets))}\n")
+        event.ack()
+
+    async def before_revoke(_revoked: set[faust.TP]) -> None:
+        await waiting.join()
+
+    transport.before_revoke = before_revoke
+
+    async def read(stream: faust.Stream[object]) -> None:
+        async for event in stream.noack().events():
+            waiting.put_nowait(event)
+
+    for topic in topics.split(","):
+        app.agent(batch_topic(app, topic), name=f"read-{topic}")(read)
+
+    @app.task
+    async def start() -> None:
+        app.add_future(work())
+
+    faust.Worker(app, loglevel="WARNING", console_port=None, debug=False).execute_from_commandline()
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
