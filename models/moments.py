@@ -26,8 +26,10 @@ def moments_ms(column: pl.Series) -> pl.Series:
         >>> moments_ms(pl.Series(["2014-04-01T01:02:21.719Z", "2014-04-01 03:02:33+02:00"])).to_list()
         [1396314141719, 1396314153000]
     """
-    if column.dtype.is_temporal():
+    if isinstance(column.dtype, pl.Date | pl.Datetime):
         times = column.cast(pl.Datetime("ms"), strict=False).cast(pl.Int64)
+    elif column.dtype.is_temporal():  # a duration or a time of day is no point in time
+        times = pl.repeat(None, len(column), dtype=pl.Int64, eager=True)
     else:
         numbers = column.cast(pl.Float64, strict=False)
         numbers = numbers.set(~numbers.is_finite(), None)

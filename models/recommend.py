@@ -156,7 +156,11 @@ class Recommender:
         gaps[:, 1:] = seconds[:, 1:] - seconds[:, :-1]
         state = np.zeros((len(slots), model.state_size), np.float32)
         model.steps(
-            state, user.astype(np.int32), self._rows(items[user, step]), kinds[user, step], gap_feature(gaps[user, step])
+            state,
+            user.astype(np.int32),
+            self._rows(items[user, step]),
+            kinds[user, step],
+            gap_feature(gaps[user, step]),
         )
         arena.hidden[slots] = state
         arena.model[slots] = model.fingerprint

@@ -116,6 +116,6 @@ class ServingModel:
         """(E, H) hidden vectors -> (E, V) scores of every item, a fresh array."""
         query = hidden @ self.projection
         query += self.projection_bias
-        if len(query) < _MIN_ROWS:
-            return np.dot(np.repeat(query, _MIN_ROWS, axis=0), self.item_scores)[: len(query)]  # type: ignore[no-any-return]
-        return query @ self.item_scores  # type: ignore[no-any-return]
+        padded = np.repeat(query, _MIN_ROWS, axis=0) if len(query) < _MIN_ROWS else query
+        scores: NDArray[np.float32] = np.matmul(padded, self.item_scores)
+        return scores[: len(query)]

@@ -128,6 +128,10 @@ def read_table(
     rows = np.arange(len(frame), dtype=np.int64)
     if "timestamp" in frame.columns:
         times = moments_ms(frame["timestamp"])
+        if times.null_count() == len(times):
+            what = f"No row of {path} has a readable timestamp"
+            why = f"the first is {frame['timestamp'].drop_nulls()[0]!r}"
+            raise TableError(what, why, "Give epoch seconds or milliseconds, or ISO 8601 such as 2024-05-01T12:00:00Z")
     else:
         times = pl.Series(start_ms + (rows * 1000 / rows_per_second).astype(np.int64))
     kinds = _kinds(frame, TYPES if types is None else types, Path(path))

@@ -128,16 +128,21 @@ class Arena:
         """Slots (E,) of `users`, -1 for those that have none."""
         return np.fromiter(map(self._slot_of.get, users, repeat(-1)), np.int32, len(users))
 
+    def occupied(self) -> NDArray[np.bool_]:
+        """Whether each slot ever given has a user: (len(users),)."""
+        occupied = np.ones(len(self._slot_of.users), np.bool_)
+        occupied[self._slot_of.free] = False
+        return occupied
+
     def free(self, slots: Slots) -> None:
-        """Forget the users of distinct, occupied `slots`; the slots may be given to others."""
-        freed = slots.tolist()
+        """Forget the users of `slots`; the slots will be given to others. Slots that are free already stay free."""
         users = self._slot_of.users
-        for slot in freed:
+        for slot in slots.tolist():
             user = users[slot]
             if user is not None:
                 del self._slot_of[user]
                 users[slot] = None
-        self._slot_of.free.extend(freed)
+                self._slot_of.free.append(slot)
         for name, fill in _FILL.items():
             getattr(self, name)[slots] = fill
 
@@ -150,10 +155,9 @@ class Arena:
     def expire(self, before_ms: int) -> list[str]:
         """Free users last touched before `before_ms` (Kafka time) and return them; users without any event go too."""
         users = self._slot_of.users
-        old = np.flatnonzero(self.touched_ms[: len(users)] < before_ms).tolist()
-        slots = [slot for slot in old if users[slot] is not None]
-        gone = [user for slot in slots if (user := users[slot]) is not None]
-        self.free(np.array(slots, np.int32))
+        old = np.flatnonzero(self.occupied() & (self.touched_ms[: len(users)] < before_ms)).astype(np.int32)
+        gone = [user for slot in old.tolist() if (user := users[slot]) is not None]
+        self.free(old)
         return gone
 
     def apply(

@@ -2,13 +2,13 @@
 
 It is volatile: opening empties it. What survives a restart is the changelog, and the snapshot, which carries the cold
 users too. So RocksDB runs without its write-ahead log and keeps little in memory: one small block cache for all
-partitions, a Bloom filter so that asking for a user it never saw costs about 1 us, and small write buffers. One database
-per worker process, a column family per partition, so that giving a partition up is one cheap call.
+partitions, a Bloom filter so that asking for a user it never saw costs about 1 us, and small write buffers. One
+database per worker process, a column family per partition, so that giving a partition up is one cheap call.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from rocksdict import BlockBasedOptions, Cache, DBCompressionType, Options, Rdict, WriteBatch, WriteOptions
 
@@ -36,6 +36,15 @@ class ColdStore:
 
     Raises:
         StateError: The directory cannot be used, for example because another process has it open.
+
+    >>> from tempfile import TemporaryDirectory
+    >>> with TemporaryDirectory() as folder:
+    ...     store = ColdStore(Path(folder))
+    ...     store.partition(3).put_many(["ann", "bob"], [b"her record", b"his record"])
+    ...     taken, left = store.partition(3).take_many(["bob", "cid"]), len(store)
+    ...     store.close()
+    >>> taken, left
+    ([b'his record', None], 1)
     """
 
     def __init__(self, path: Path, cache_bytes: int = 32 << 20, write_buffer_bytes: int = 8 << 20) -> None:
@@ -114,7 +123,10 @@ class ColdPartition:
         self._count += len(keys) - present
 
     def take_many(self, users: Sequence[str]) -> list[bytes | None]:
-        """Remove distinct users and return their records, None for a user it does not hold (4 us a user held, 1 if not)."""
+        """Remove distinct users and return their records, None for users it does not hold.
+
+        About 4 us for a user it holds, 1 us for another.
+        """
         if not self._count or not users:
             return [None] * len(users)
         keys = [_key(user) for user in users]
@@ -151,8 +163,12 @@ class ColdPartition:
         return [_user(key) for key in expired], None
 
     def blocks(self) -> Iterator[tuple[list[str], list[bytes]]]:
-        """All users and records as of this call, in blocks; may be read by another thread while the store changes."""
-        return _read_blocks(self._family.snapshot()) if self._count else iter(())
+        """All users and records as of this call, in blocks.
+
+        Another thread may read them while the store changes, but must be done before the partition is dropped.
+        """
+        # A RocksDB iterator sees the moment it was made; rocksdict's own Snapshot.items() does not (0.3.29).
+        return _in_blocks(self._family.items())
 
     def _count_present(self, keys: list[bytes]) -> int:
         if not self._count or not keys:
@@ -173,10 +189,10 @@ class ColdPartition:
         del self._family, self._handle, self._database
 
 
-def _read_blocks(snapshot: Any) -> Iterator[tuple[list[str], list[bytes]]]:
+def _in_blocks(items: Iterable[tuple[bytes, bytes]]) -> Iterator[tuple[list[str], list[bytes]]]:
     users: list[str] = []
     records: list[bytes] = []
-    for key, record in snapshot.items():
+    for key, record in items:
         users.append(_user(key))
         records.append(record)
         if len(users) == _BLOCK:

@@ -14,7 +14,7 @@ import json
 import os
 import struct
 from pathlib import Path
-from typing import Any, BinaryIO, Final
+from typing import Any, BinaryIO, Final, NoReturn
 from zlib import crc32
 
 import numpy as np
@@ -116,39 +116,39 @@ class ColumnReader:
         stops = np.cumsum(self.array(names["lengths"]), dtype=np.int64).tolist()
         return [text[start:stop] for start, stop in zip([0, *stops], stops, strict=False)]
 
-    def corrupt(self, why: str) -> StateError:
-        """The error for a file that cannot be used."""
+    def refuse(self, why: str) -> NoReturn:
+        """Raise the error for a file that cannot be used."""
         what = f"{self._path} cannot be used"
-        return StateError(what, why, "delete the file; its content is restored from the changelog instead")
+        raise StateError(what, why, "delete the file; its content is restored from the changelog instead")
 
     def _fill(self, data: memoryview) -> None:
         if self._file.readinto(data) != len(data):  # type: ignore[attr-defined]
-            raise self.corrupt("a column is cut short")
+            self.refuse("a column is cut short")
 
     def _check(self, crc: int, column: Column) -> None:
         if crc != column["crc"]:
-            raise self.corrupt(f"the checksum of the column at byte {column['offset']} differs")
+            self.refuse(f"the checksum of the column at byte {column['offset']} differs")
 
     def _same(self, column: Column, array: NDArray[Any]) -> None:
         if column["shape"] != list(array.shape) or column["dtype"] != array.dtype.str:
-            raise self.corrupt(f"the column at byte {column['offset']} has another shape or type")
+            self.refuse(f"the column at byte {column['offset']} has another shape or type")
 
     def _read_footer(self, magic: bytes) -> dict[str, Any]:
         size = self._file.seek(0, os.SEEK_END)
         if size < len(magic) + _TAIL.size:
-            raise self.corrupt(f"it has only {size} bytes")
+            self.refuse(f"it has only {size} bytes")
         self._file.seek(0)
         head = self._file.read(len(magic))
         self._file.seek(size - _TAIL.size)
         length, crc, tail = _TAIL.unpack(self._file.read(_TAIL.size))
         if head != magic or tail != magic:
-            raise self.corrupt("it is cut short, of another format version or another kind of file")
+            self.refuse("it is cut short, of another format version or another kind of file")
         start = size - _TAIL.size - length
         if start < len(magic):
-            raise self.corrupt("its footer is longer than the file")
+            self.refuse("its footer is longer than the file")
         self._file.seek(start)
         encoded = self._file.read(length)
         if crc32(encoded) != crc:
-            raise self.corrupt("the checksum of its footer differs")
+            self.refuse("the checksum of its footer differs")
         footer: dict[str, Any] = json.loads(encoded)
         return footer

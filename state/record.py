@@ -111,9 +111,9 @@ def _seal(rows: Rows) -> tuple[NDArray[np.uint8], list[bytes]]:
 
 def _checksums(rows: Rows, bodies: Iterable[bytes]) -> NDArray[np.uint32]:
     """The checksum of every row (N,) from its first four bytes and its body."""
-    heads = rows.view(np.uint8).reshape(len(rows), -1)[:, :4]
     if not len(rows):
         return np.zeros(0, np.uint32)
+    heads = rows.view(np.uint8).reshape(len(rows), -1)[:, :4]
     if (heads == heads[0]).all():
         starts: repeat[int] | list[int] = repeat(crc32(heads[0].tobytes()))
     else:

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, BinaryIO, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -55,7 +55,7 @@ class Capture:
         columns: The arena's arrays, (N, ...) each.
         item_ids: Id of every item number, None where only the hash is known: (I,).
         item_hashes: (I,).
-        cold: Blocks of users of the cold store, as of the same moment.
+        cold: Blocks of users of the cold store, as of the same moment; read once, when the capture is written.
     """
 
     state_size: int
@@ -73,9 +73,7 @@ def capture(arena: Arena, index: ItemIndex, cold: ColdBlocks = ()) -> Capture:
     never holds state that is newer than the changelog.
     """
     names = arena.users
-    at: slice | NDArray[np.int64] = slice(0, len(names))
-    if len(arena) < len(names):
-        at = np.array([slot for slot, user in enumerate(names) if user is not None], np.int64)
+    at = slice(0, len(names)) if len(arena) == len(names) else np.flatnonzero(arena.occupied())
     columns = {name: getattr(arena, name)[at].copy() for name in (*COPIED_FIELDS, "items")}
     users = [user for user in names if user is not None]
     return Capture(arena.state_size, users, columns, index.ids.copy(), index.hashes.copy(), cold)
@@ -139,6 +137,16 @@ class Snapshot:
         state_size: Width S of its hidden vectors.
         resident: Users that were in the arena.
         cold: Users that were in the cold store.
+
+    >>> from tempfile import TemporaryDirectory
+    >>> arena, index, restored = Arena(state_size=4, top_k=2), ItemIndex(), Arena(state_size=4, top_k=2)
+    >>> slots = arena.slots(["ann", "bob"])
+    >>> with TemporaryDirectory() as folder:
+    ...     size = save(Path(folder, "users"), arena, index, SnapshotMeta(0, 17, 1_700_000_000_000, "cluster/topic"))
+    ...     snapshot = read(Path(folder, "users"))
+    ...     users = snapshot.load(restored, ItemIndex())
+    >>> users, restored.users, snapshot.meta.changelog_offset
+    (2, ['ann', 'bob'], 17)
     """
 
     def __init__(self, path: Path, footer: dict[str, Any]) -> None:
@@ -183,16 +191,15 @@ class Snapshot:
                     records = reader.array(block["records"])
                     stops = np.cumsum(reader.array(block["lengths"]), dtype=np.int64).tolist()
                     data = records.tobytes()
-                    yield reader.names(block["users"]), [
-                        data[start:stop] for start, stop in zip([0, *stops], stops, strict=False)
-                    ]
+                    cut = [data[start:stop] for start, stop in zip([0, *stops], stops, strict=False)]
+                    yield reader.names(block["users"]), cut
         except OSError as exc:
             raise _unreadable(self.path, exc) from exc
 
-    def _reader(self, file: Any) -> ColumnReader:
+    def _reader(self, file: BinaryIO) -> ColumnReader:
         reader = ColumnReader(file, self.path, _MAGIC)
         if reader.footer != self._footer:
-            raise reader.corrupt("it was replaced while it was being read")
+            reader.refuse("it was replaced while it was being read")
         return reader
 
     def _load(self, reader: ColumnReader, arena: Arena, index: ItemIndex) -> None:

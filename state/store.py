@@ -20,13 +20,26 @@ class UserStore:
     """The arena, and the cold store for the least recently touched users beyond `max_resident`.
 
     A user is either resident or cold. Only clean users (whose record the changelog has) go cold. Without a cold store
-    every user is resident and `slots` is `arena.slots`.
+    every user is resident and `slots` is `arena.slots`. The last recommendations of a user who goes cold are lost.
 
     Args:
         arena: The partition's arena.
         index: Item numbers of this process.
         cold: The partition's cold store, or None.
         max_resident: Users to keep in the arena; may be exceeded by one batch and by dirty users.
+
+    >>> from pathlib import Path
+    >>> from tempfile import TemporaryDirectory
+    >>> from state.cold import ColdStore
+    >>> with TemporaryDirectory() as folder:
+    ...     disk = ColdStore(Path(folder))
+    ...     store = UserStore(Arena(state_size=4, top_k=2), ItemIndex(), disk.partition(0), max_resident=2)
+    ...     slots = store.slots(["ann", "bob", "cid"])
+    ...     moved, split = store.evict(), (store.resident, store.cold)
+    ...     slots = store.slots(["ann"])  # comes back
+    ...     disk.close()
+    >>> moved, split
+    (2, (1, 2))
     """
 
     def __init__(
@@ -87,19 +100,20 @@ class UserStore:
         return self._evict(len(self.arena) - int(self.max_resident * (1 - _SLACK)), protected)
 
     def forget(self, users: Sequence[str]) -> list[str]:
-        """Erase distinct users, wherever they are; returns those that were known."""
+        """Erase users, wherever they are; returns those that were known."""
+        users = list(dict.fromkeys(users))
         slots = self.arena.find_many(users)
-        found = slots >= 0
-        known = [user for user, resident in zip(users, found.tolist(), strict=True) if resident]
-        self.arena.free(slots[found])
-        if self._cold is not None:
-            known += self._cold.delete([user for user, resident in zip(users, found.tolist(), strict=True) if not resident])
-        return known
+        resident = [user for user, slot in zip(users, slots.tolist(), strict=True) if slot >= 0]
+        self.arena.free(slots[slots >= 0])
+        if self._cold is None:
+            return resident
+        absent = [user for user, slot in zip(users, slots.tolist(), strict=True) if slot < 0]
+        return resident + self._cold.delete(absent)
 
     def expire(self, before_ms: int) -> Iterator[list[str]]:
-        """Erase users last touched before `before_ms` (Kafka time), resident ones first, then cold ones a piece at a time.
+        """Erase users last touched before `before_ms` (Kafka time): resident ones, then cold ones, piece by piece.
 
-        A generator, so that a caller can let events through between the pieces (at most 0.1 s each).
+        A generator of the users erased, so that a caller can let events through between pieces (at most 0.1 s each).
         """
         yield self.arena.expire(before_ms)
         cursor: str | None = None
@@ -152,7 +166,7 @@ class UserStore:
         rows, bad = decode(records, self.arena.state_size)
         if bad.any():
             what = f"{int(bad.sum())} of {len(users)} records of the cold store are corrupt"
-            raise StateError(what, "the disk or the memory altered them", "restart: the changelog has every user's state")
+            raise StateError(what, "the disk altered them", "restart the worker: the changelog has every user's state")
         return rows
 
     def _touch(self, slots: Slots) -> None:
@@ -165,8 +179,7 @@ class UserStore:
 
     def _evict(self, n: int, protected: Slots | None) -> int:
         names = self.arena.users
-        movable = ~self.arena.dirty[: len(names)]
-        movable &= np.fromiter((user is not None for user in names), np.bool_, len(names))
+        movable = self.arena.occupied() & ~self.arena.dirty[: len(names)]
         if protected is not None:
             movable[protected] = False
         slots = np.flatnonzero(movable).astype(np.int32)

@@ -3,7 +3,6 @@
 import asyncio
 import os
 import sys
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
@@ -13,7 +12,7 @@ from typer.core import TyperGroup
 from state.errors import RecstreamError
 from streams import options
 from streams.console import print_json, progress_bar, screen, show_error
-from streams.settings import Settings, SettingsError, load_settings
+from streams.settings import SettingsError, load_settings
 
 EXIT_FAILURE, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
 
@@ -125,18 +124,19 @@ def describe(
 
     Example: `recstream topics describe`
     """
-    from streams.topics import describe_topics
+    from streams.topics import count_records, describe_topics
 
-    states = describe_topics(load_settings(brokers=brokers, partitions=partitions))
-    table = Table("topic", "partitions", "replication", "cleanup", "records", "problem", box=None)
+    settings = load_settings(brokers=brokers, partitions=partitions)
+    states = describe_topics(settings)
+    records = asyncio.run(count_records(settings, states))
+    table = Table("topic", "partitions", "replication", "cleanup", "records", box=None)
     for state in states:
         table.add_row(
             state.spec.name,
             str(state.partitions),
             str(state.replication),
             state.cleanup or "-",
-            f"{state.records:,}",
-            f"[red]{state.problem}[/]: {state.fix}" if state.problem else "",
+            f"{records.get(state.spec.name, 0):,}",
         )
     if json:
         screen().print(table)
@@ -147,7 +147,7 @@ def describe(
                         "partitions": state.partitions,
                         "replication": state.replication,
                         "cleanup": state.cleanup,
-                        "records": state.records,
+                        "records": records.get(state.spec.name, 0),
                         "problem": state.problem,
                     }
                     for state in states
@@ -158,6 +158,9 @@ def describe(
         from rich.console import Console
 
         Console(highlight=False).print(table)
+    for state in states:
+        if state.problem:
+            screen().print(f"[red]{state.spec.name} {state.problem}[/]; fix: {state.fix}", soft_wrap=True)
     if any(state.problem for state in states):
         raise typer.Exit(EXIT_FAILURE)
 
@@ -211,6 +214,7 @@ def replay(
     columns: options.Columns = None,
     types: options.Types = None,
     limit: Annotated[int | None, typer.Option(min=1, help="send only the first N events")] = None,
+    pace: options.Pace = 100.0,
     json: options.Json = False,
     brokers: options.Brokers = None,
     partitions: options.Partitions = None,
@@ -221,30 +225,34 @@ def replay(
     event_type (click, view, purchase) when it has them. A file without types is all clicks; rows of other types are
     skipped and counted.
 
-    Examples:
+    For example `recstream replay events.csv.gz --columns user_id=uid,timestamp=ts --types pv=views,buy=purchases`
 
-    `recstream replay events.csv.gz --columns user_id=uid,timestamp=ts --types pv=views,buy=purchases`
-
-    `recstream replay ml-100k --rate 5000`
+    or `recstream replay ml-100k --rate 5000`
     """
     if speed is not None and rate is not None:
-        raise typer.BadParameter("choose --speed or --rate, not both")
+        message = "choose --speed or --rate, not both"
+        raise typer.BadParameter(message)
     settings = load_settings(brokers=brokers, partitions=partitions)
-    from streams.replay import produce_events
     from streams.datasets import read_source
+    from streams.replay import produce_catalogue, produce_events
+    from streams.topics import require_topics
 
-    events = read_source(source, settings, columns, types, limit)
+    require_topics(settings)
+    log = read_source(source, settings, columns, types, limit, pace)
+    events, skipped = log.events, sum(log.events.skipped.values())
+    if log.titles:
+        asyncio.run(produce_catalogue(settings, log.titles))
     with progress_bar("replay", len(events), "events") as bar:
         done = asyncio.run(produce_events(settings, events, rate=rate, speed=speed, on_progress=bar.to))
     screen().print(
         f"{done.events:,} events in {done.seconds:.1f} s, {done.events_per_second:,.0f} events/s; "
-        f"{events.skipped:,} rows skipped"
+        f"{skipped:,} rows skipped" + "".join(f"; {reason}: {rows:,}" for reason, rows in events.skipped.items())
     )
     if json:
         print_json(
             {
                 "events": done.events,
-                "skipped": events.skipped,
+                "skipped": dict(events.skipped),
                 "seconds": round(done.seconds, 3),
                 "events_per_second": round(done.events_per_second, 1),
                 "bytes": done.bytes,
@@ -266,14 +274,13 @@ def fit(
     columns: options.Columns = None,
     types: options.Types = None,
     limit: Annotated[int | None, typer.Option(min=1, help="read only the first N events")] = None,
+    pace: options.Pace = 100.0,
     json: options.Json = False,
     registry: options.Registry = None,
 ) -> None:
     """Fit a first model on an event log and publish it in the registry; running workers take it up by themselves.
 
-    Examples:
-
-    `recstream fit ml-100k --model gru --until 0.5`
+    For example `recstream fit ml-100k --model gru --until 0.5`
 
     `recstream fit events.parquet --model lstm --registry s3://models/shop`
     """
@@ -281,7 +288,7 @@ def fit(
     from streams.datasets import read_source
     from streams.fitting import fit_and_publish
 
-    events = read_source(source, columns, types, limit, settings)
+    events = read_source(source, settings, columns, types, limit, pace).events
     summary = fit_and_publish(
         settings, events, cell=model, hidden=hidden, embedding=embedding, epochs=epochs, seed=seed, until=until
     )
@@ -302,9 +309,7 @@ def tail(
 ) -> None:
     """Print recommendations as they come, by title where the topic `items` has one.
 
-    Examples:
-
-    `recstream tail --user 196`
+    For example `recstream tail --user 196`
 
     `recstream tail --from earliest --limit 10`
     """

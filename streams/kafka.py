@@ -1,13 +1,18 @@
 """How every client reaches Kafka: the settings translated once for aiokafka, kafka-python and Faust."""
 
+import socket
 import ssl
-from collections.abc import Iterator
-from contextlib import contextmanager
+import time
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from typing import Any
 
+from aiokafka import AIOKafkaConsumer
 from aiokafka.errors import KafkaError as AioKafkaError
+from aiokafka.structs import ConsumerRecord, TopicPartition
 from kafka.admin import KafkaAdminClient
 from kafka.errors import KafkaError
+from kafka.net.compat import KafkaNetClient
 
 from streams.errors import BrokerError
 from streams.settings import Settings, SettingsError
@@ -134,8 +139,10 @@ def broker_errors(settings: Settings, action: str) -> Iterator[None]:
 
 def describe(error: BaseException) -> str:
     """One line about a client exception: its kind, then its own words."""
-    words = " ".join(str(error).split())
-    return f"{type(error).__name__}: {words}" if words else type(error).__name__
+    kind, words = type(error).__name__, " ".join(str(error).split())
+    if not words or words.startswith(kind):  # the clients' errors often say their own name
+        return words or kind
+    return f"{kind}: {words}"
 
 
 def hint(error: BaseException) -> str:
@@ -149,7 +156,7 @@ def hint(error: BaseException) -> str:
 
 
 @contextmanager
-def admin(settings: Settings, timeout_seconds: float = 10.0) -> Iterator[KafkaAdminClient]:
+def admin(settings: Settings, timeout_seconds: float = 5.0) -> Iterator[KafkaAdminClient]:
     """A connected admin client, closed at the end.
 
     Args:
@@ -160,12 +167,106 @@ def admin(settings: Settings, timeout_seconds: float = 10.0) -> Iterator[KafkaAd
         BrokerError: when no broker answers in time or one refuses.
     """
     options = client_options(settings)
+    _await_listener(settings, timeout_seconds)
+    started: list[KafkaNetClient] = []  # a constructor that raises leaves its sockets and thread to us
+
+    def net_client(**config: Any) -> KafkaNetClient:
+        started.append(KafkaNetClient(**config))
+        return started[0]
+
     with broker_errors(settings, "reach Kafka"):
-        client = KafkaAdminClient(
-            **options, bootstrap_timeout_ms=int(timeout_seconds * 1000), request_timeout_ms=30_000
-        )
+        try:
+            client = KafkaAdminClient(
+                **options,
+                bootstrap_timeout_ms=int(timeout_seconds * 1000),
+                request_timeout_ms=30_000,
+                kafka_client=net_client,
+            )
+        except BaseException:
+            for half_open in started:
+                half_open.close()
+            raise
     try:
         with broker_errors(settings, "administer Kafka"):
             yield client
     finally:
         client.close()
+
+
+def _await_listener(settings: Settings, timeout_seconds: float) -> None:
+    """Wait until one of the brokers accepts a connection: quicker and plainer than the clients' own retries."""
+    deadline = time.monotonic() + timeout_seconds
+    while True:
+        for address in settings.broker_list:
+            host, _, port = address.rpartition(":")
+            try:
+                socket.create_connection((host.strip("[]"), int(port)), timeout=max(0.1, timeout_seconds)).close()
+                return
+            except OSError as error:
+                failure = error
+        if time.monotonic() + 0.2 > deadline:
+            raise BrokerError(
+                what=f"cannot reach Kafka at {settings.brokers}", why=describe(failure), fix=REACH_HINT
+            ) from failure
+        time.sleep(0.2)
+
+
+@asynccontextmanager
+async def reader(settings: Settings, partitions: Sequence[TopicPartition]) -> AsyncIterator[AIOKafkaConsumer]:
+    """A consumer outside any group on the given partitions, at their beginning, closed at the end."""
+    consumer = AIOKafkaConsumer(
+        **client_options(settings),
+        enable_auto_commit=False,
+        auto_offset_reset="earliest",
+        fetch_max_wait_ms=50,  # an empty partition answers so late, and catching up waits for the last one
+    )
+    await consumer.start()
+    try:
+        consumer.assign(partitions)
+        yield consumer
+    finally:
+        await consumer.stop()
+
+
+async def read_to_end(
+    consumer: AIOKafkaConsumer, partitions: Sequence[TopicPartition], timeout_seconds: float = 60.0
+) -> AsyncIterator[list[ConsumerRecord[bytes, bytes]]]:
+    """Yield the records of assigned partitions up to the end they have now.
+
+    The end is the high watermark that comes with each fetch. The offset lookup (`end_offsets`, `seek_to_end`) will not
+    do: the embedded broker answers it with the first offset of the last batch + 1 (226 records in one batch: 1).
+
+    Raises:
+        BrokerError: when the end is not reached in time.
+    """
+    ends: dict[TopicPartition, int] = {}
+    deadline = time.monotonic() + timeout_seconds
+    while True:
+        fetched = await consumer.getmany(*partitions, timeout_ms=100)
+        for partition in partitions:
+            if partition not in ends and (end := consumer.highwater(partition)) is not None:
+                ends[partition] = end  # the first one seen: records that keep coming must not keep us here
+        for records in fetched.values():
+            yield records
+        if len(ends) == len(partitions):
+            positions = [(await consumer.position(partition), end) for partition, end in ends.items()]
+            if all(position >= end for position, end in positions):
+                return
+        if time.monotonic() > deadline:
+            raise BrokerError(
+                what=f"the end of {partitions[0].topic} was not reached within {timeout_seconds:.0f} s",
+                why="the broker answers too slowly or not at all",
+                fix=REACH_HINT,
+            )
+
+
+async def end_offsets(consumer: AIOKafkaConsumer, partitions: Sequence[TopicPartition]) -> dict[TopicPartition, int]:
+    """The true end of each assigned partition; leaves the consumer there.
+
+    Raises:
+        BrokerError: when the broker does not answer in time.
+    """
+    await consumer.seek_to_end(*partitions)  # near enough on every broker: at most the last batch is read on
+    async for _ in read_to_end(consumer, partitions):
+        pass
+    return {partition: await consumer.position(partition) for partition in partitions}

@@ -65,3 +65,4 @@ Types = Annotated[
     str | None,
     typer.Option("--types", help="values of event_type to topics: pv=views,fav=clicks,buy=purchases"),
 ]
+Pace = Annotated[float, typer.Option("--pace", min=1e-6, help="events per second of a file that has no times")]

@@ -3,7 +3,7 @@
 import asyncio
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
@@ -12,13 +12,14 @@ import orjson
 from aiokafka import AIOKafkaProducer
 from aiokafka.partitioner import murmur2
 from numpy.typing import NDArray
+from polars import selectors
 
 from models.tables import Events
 from state.events import TOPICS
 from streams.kafka import broker_errors, producer_options
 from streams.record_batch import blobs, encode_batches
 from streams.settings import Settings
-from streams.topics import require_topics
+from streams.topics import ITEMS, require_topics
 
 CHUNK_EVENTS: Final = 16_384
 IN_FLIGHT_EVENTS: Final = 65_536  # enough to keep the broker busy, little enough to bound memory
@@ -69,6 +70,9 @@ class _Encoder:
 
     def __init__(self, events: Events, partitions: int, due: NDArray[np.float64] | None, stamp_now: bool) -> None:
         self._events = events
+        self._extras = (
+            events.extras.with_columns(selectors.float().fill_nan(None)) if events.extras.width else events.extras
+        )
         self._partitions = partitions
         self._due = due
         self._stamp_now = stamp_now
@@ -83,24 +87,37 @@ class _Encoder:
         return found
 
     def _times_ms(self, start: int, stop: int) -> list[int]:
-        if not self._stamp_now:
-            return self._events.times_ms[start:stop].tolist()
-        if self._due is None:
-            return [int(time.time() * 1000)] * (stop - start)
-        # The moment an event was due, not the one it was sent: a sender that lags must not hide latency.
-        due_ms = (self._start_seconds + self._due[start:stop]) * 1000
-        return due_ms.astype(np.int64).tolist()
+        times_ms = self._events.times_ms[start:stop]
+        if self._stamp_now and self._due is None:
+            times_ms = np.full(stop - start, int(time.time() * 1000))
+        elif self._stamp_now and self._due is not None:
+            # The moment an event was due, not the one it was sent: a sender that lags must not hide latency.
+            times_ms = ((self._start_seconds + self._due[start:stop]) * 1000).astype(np.int64)
+        numbers: list[int] = times_ms.tolist()
+        return numbers
+
+    def _values(self, start: int, stop: int) -> list[bytes]:
+        users, items = self._events.users[start:stop].to_list(), self._events.items[start:stop].to_list()
+        dumps, times_ms = orjson.dumps, self._times_ms(start, stop)
+        if not self._extras.width:
+            return [
+                dumps({"user_id": user, "item_id": item, "timestamp": time_ms})
+                for user, item, time_ms in zip(users, items, times_ms, strict=True)
+            ]
+        extras = self._extras[start:stop].to_dicts()
+        return [
+            dumps(
+                {"user_id": user, "item_id": item, "timestamp": time_ms}
+                | {name: value for name, value in more.items() if value is not None}
+            )
+            for user, item, time_ms, more in zip(users, items, times_ms, extras, strict=True)
+        ]
 
     def batches(self, start: int, stop: int) -> tuple[list[tuple[str, int, Any]], int]:
         """(topic, partition, batch) of events `start` to `stop`, and their bytes."""
         events = self._events
-        users, items = events.users[start:stop], events.items[start:stop]
-        keyed = [self._key(user) for user in users]
-        dumps = orjson.dumps
-        values = [
-            dumps({"user_id": user, "item_id": item, "timestamp": time_ms})
-            for user, item, time_ms in zip(users, items, self._times_ms(start, stop), strict=True)
-        ]
+        keyed = [self._key(user) for user in events.users[start:stop].to_list()]
+        values = self._values(start, stop)
         target = np.fromiter((partition for _, partition in keyed), np.int64, stop - start)
         target += events.kinds[start:stop].astype(np.int64) * self._partitions
         order = np.argsort(target, kind="stable")  # stable: log order within a partition
@@ -154,6 +171,32 @@ async def produce_events(
             return await _send(producer, encoder, len(events.times_ms), due, on_progress)
         finally:
             await producer.stop()
+
+
+async def produce_catalogue(settings: Settings, titles: Mapping[str, str]) -> int:
+    """Write one catalogue entry per item to the topic `items`, keyed by item. Returns how many.
+
+    Raises:
+        BrokerError: when Kafka cannot be reached or refuses.
+    """
+    now_ms = int(time.time() * 1000)
+    by_partition: dict[int, list[str]] = {}
+    for item in titles:
+        by_partition.setdefault(partition_of(item, settings.partitions), []).append(item)
+    with broker_errors(settings, "write the catalogue"):
+        producer = AIOKafkaProducer(**producer_options(settings, "recstream-replay"))
+        await producer.start()
+        try:
+            futures = []
+            for partition, items in by_partition.items():
+                keys = blobs([item.encode() for item in items])
+                values = blobs([orjson.dumps({"item_id": item, "title": titles[item]}) for item in items])
+                for batch in encode_batches(keys, values, now_ms):
+                    futures.append(await producer.send_batch(batch, ITEMS, partition=partition))
+            await asyncio.gather(*futures)
+        finally:
+            await producer.stop()
+    return len(titles)
 
 
 async def _send(

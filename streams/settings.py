@@ -23,6 +23,7 @@ class Settings(BaseSettings):
     brokers: str = Field("127.0.0.1:9092", description="Kafka bootstrap servers, host:port,host:port")
     registry: str = Field("data/registry", description="model registry: a directory or any fsspec URL")
     state_dir: Path = Field(Path("data/state"), description="local snapshots and the cold store")
+    cache_dir: Path = Field(Path("data/cache"), description="downloaded data sets")
     http_host: str = Field("127.0.0.1", description="address of metrics, health and the page")
     http_port: int = Field(6066, ge=0, le=65535, description="port of the first worker; worker i uses port + i")
     app_id: str = Field("recstream", min_length=1, pattern=r"^[A-Za-z0-9._-]+$", description="consumer group")

@@ -4,13 +4,13 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from kafka import TopicPartition
+from aiokafka.structs import TopicPartition
 from kafka.admin import ConfigResource, KafkaAdminClient
 from kafka.errors import KafkaError
 
 from state.events import TOPICS
 from streams.errors import BrokerError
-from streams.kafka import admin
+from streams.kafka import admin, broker_errors, end_offsets, reader
 from streams.settings import Settings
 
 RECOMMENDATIONS: Final = "recommendations"
@@ -50,7 +50,6 @@ class TopicState:
     partitions: int = 0  # 0: it does not exist
     replication: int = 0
     cleanup: str = ""  # empty: the broker does not say
-    records: int = 0  # newest minus oldest offset, over all partitions
     created: bool = False
 
     @property
@@ -60,8 +59,8 @@ class TopicState:
             return "does not exist"
         if self.partitions != self.spec.partitions:
             return f"has {self.partitions} partitions, settings say {self.spec.partitions}"
-        if self.cleanup and self.spec.compacted and "compact" not in self.cleanup:
-            return f"cleanup.policy is {self.cleanup}, must be compact"
+        if self.cleanup and self.spec.compacted != ("compact" in self.cleanup):
+            return f"has cleanup.policy={self.cleanup}, must be {'compact' if self.spec.compacted else 'delete'}"
         return ""
 
     @property
@@ -157,14 +156,12 @@ def _states(
     found = {topic["name"]: topic for topic in client.describe_topics() if topic["error_code"] != _UNKNOWN_TOPIC}
     present = [spec.name for spec in specs if spec.name in found]
     cleanup = _cleanup_policies(client, present)
-    records = _record_counts(client, {name: len(found[name]["partitions"]) for name in present})
     return [
         TopicState(
             spec,
             partitions=len(found[spec.name]["partitions"]),
             replication=min((len(p["replica_nodes"]) for p in found[spec.name]["partitions"]), default=0),
             cleanup=cleanup.get(spec.name, ""),
-            records=records.get(spec.name, 0),
             created=spec.name in (created or ()),
         )
         if spec.name in found
@@ -189,16 +186,21 @@ def _cleanup_policies(client: KafkaAdminClient, names: list[str]) -> dict[str, s
     }
 
 
-def _record_counts(client: KafkaAdminClient, partitions: dict[str, int]) -> dict[str, int]:
-    """Records between the oldest and the newest offset of each topic."""
-    wanted = [TopicPartition(name, number) for name, count in partitions.items() for number in range(count)]
-    if not wanted:
-        return {}
-    newest = client.list_partition_offsets(dict.fromkeys(wanted, -1))
-    oldest = client.list_partition_offsets(dict.fromkeys(wanted, -2))
-    counts = dict.fromkeys(partitions, 0)
-    for key, end in newest.items():
-        counts[key.topic] += max(0, end.offset - max(0, oldest[key].offset))
+async def count_records(settings: Settings, states: Iterable[TopicState]) -> dict[str, int]:
+    """Records between the oldest and the newest offset of each topic that exists (compaction leaves holes).
+
+    Raises:
+        BrokerError: when Kafka cannot be reached.
+    """
+    partitions = [TopicPartition(state.spec.name, n) for state in states for n in range(state.partitions)]
+    counts = {partition.topic: 0 for partition in partitions}
+    if not partitions:
+        return counts
+    with broker_errors(settings, "read offsets"):
+        async with reader(settings, partitions) as consumer:
+            oldest = await consumer.beginning_offsets(partitions)
+            for partition, end in (await end_offsets(consumer, partitions)).items():
+                counts[partition.topic] += max(0, end - oldest[partition])
     return counts
 
 

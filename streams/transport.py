@@ -104,6 +104,15 @@ class BatchConsumer(driver.Consumer):  # type: ignore[misc]
 
     # -- delivery
 
+    async def _getmany(self, active_partitions: set[TP] | None, timeout: float) -> dict[TP, list[Any]] | None:
+        """None (take no action) when the flow stopped meanwhile.
+
+        Faust would seek at once, in the middle of a hand-over. Whatever stops the flow, a rebalance or the shutdown,
+        has positions start from the committed offsets afterwards, so what was fetched is fetched again.
+        """
+        records: dict[TP, list[Any]] = await super()._getmany(active_partitions, timeout)
+        return records if self.flow_active else None
+
     def _to_message(self, tp: TP, record: Any) -> ConsumerMessage:
         if type(record) is not RecordBatch:
             return super()._to_message(tp, record)

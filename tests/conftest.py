@@ -4,20 +4,23 @@ KAFKA_HOME is the directory of a Kafka 4 release (its `libs/*.jar`), and `java` 
 per test session, so tests use topic and group names of their own: the fixture `unique` makes them.
 """
 
-import contextlib
 import os
 import shutil
 import socket
 import subprocess
 import time
 import uuid
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import pytest
-from kafka.admin import KafkaAdminClient
 
-from streams.broker import EmbeddedBroker
+from streams.broker import EmbeddedBroker, answers
+
+with warnings.catch_warnings():  # kafka-python 3.0.12 reads its schemas with importlib.resources.read_text
+    warnings.simplefilter("ignore", DeprecationWarning)
+    from kafka.admin import KafkaAdminClient
 
 _KAFKA_SETTINGS = """\
 process.roles=broker,controller
@@ -96,18 +99,18 @@ def kafka_broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
             process.wait()
 
 
+def _host_port(bootstrap: str) -> tuple[str, int]:
+    host, _, port = bootstrap.rpartition(":")
+    return host, int(port)
+
+
 def _wait_until_ready(bootstrap: str, process: "subprocess.Popen[bytes]", output: Path) -> None:
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline:
         if process.poll() is not None:
             pytest.fail(f"Kafka ended with status {process.returncode}:\n{output.read_text()[-3000:]}")
-        with contextlib.suppress(Exception):
-            admin = KafkaAdminClient(bootstrap_servers=bootstrap, request_timeout_ms=3000)
-            try:
-                admin.describe_cluster()
-                return
-            finally:
-                admin.close()
+        if answers(*_host_port(bootstrap)):
+            return
         time.sleep(0.3)
     pytest.fail(f"Kafka did not come up in 60 s:\n{output.read_text()[-3000:]}")
 
@@ -134,19 +137,9 @@ def make_topics() -> Callable[[str, Iterable[str], int], None]:
         admin = KafkaAdminClient(bootstrap_servers=bootstrap)
         try:
             admin.create_topics(
-                {name: {"num_partitions": partitions, "replication_factor": 1, "configs": {}} for name in wanted}
+                {name: {"num_partitions": partitions, "replication_factor": 1} for name in wanted},
+                wait_for_metadata=True,
             )
-            deadline = time.monotonic() + 20
-            while time.monotonic() < deadline:
-                described = admin.describe_topics(wanted)
-                if all(
-                    len(topic["partitions"]) == partitions
-                    and all(partition["leader_id"] >= 0 for partition in topic["partitions"])
-                    for topic in described
-                ) and len(described) == len(wanted):
-                    return
-                time.sleep(0.1)
-            pytest.fail(f"topics {wanted} have no leaders after 20 s")
         finally:
             admin.close()
 

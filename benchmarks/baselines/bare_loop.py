@@ -1,8 +1,8 @@
 """Baseline (b): aiokafka, orjson and torch in one loop. No framework, no durable state, no validation: the ceiling.
 
-Everything a good engineer would do in an afternoon: uvloop, all partitions of a fetch in one batch, batched GRU steps (the
-k-th event of every user at once), batched exact top-10, whole record batches out, sends overlapping with the next batch,
-offsets committed once a second behind acknowledged output. A crash loses every user's state.
+Everything a good engineer would do in an afternoon: uvloop, all partitions of a fetch in one batch, batched GRU steps
+(the k-th event of every user at once), batched exact top-10, whole record batches out, sends overlapping with the next
+batch, offsets committed once a second behind acknowledged output. A crash loses every user's state.
 """
 
 import asyncio

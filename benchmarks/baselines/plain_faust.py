@@ -1,8 +1,9 @@
 """Baseline (a): the Faust agent anyone would write. One event at a time, user state in a Table, `topic.send` per event.
 
-Stock Faust settings, the same GRU(128) in torch, exact top-10 and the same JSON. The state is as compact as such an agent
-would make it (778 bytes: float32 hidden vector, last 50 items with their kinds, last time, count), kept in the in-memory
-store, which is quicker than RocksDB. It does less than recstream: no validation, no exclusion of items, no deduplication.
+Stock Faust settings, the same GRU(128) in torch, exact top-10 and the same JSON. The state is as compact as such an
+agent would make it (778 bytes: float32 hidden vector, last 50 items with their kinds, last time, count), kept in the
+in-memory store, which is quicker than RocksDB. It does less than recstream: no validation, no exclusion of items, no
+deduplication.
 """
 
 import time
@@ -39,7 +40,7 @@ def make_app(args: Arguments) -> faust.App:
     )
     events = app.topic(*INPUTS, key_type=bytes, value_serializer="json")
     output = app.topic(args.output, key_type=bytes, value_serializer="json")
-    users = app.Table("users", key_type=bytes, value_type=bytes, value_serializer="raw")
+    users = app.Table("users", key_type=bytes, value_type=bytes)
 
     @app.agent(events)
     async def recommend(stream: StreamT[dict[str, object]]) -> None:
@@ -59,7 +60,12 @@ def make_app(args: Arguments) -> faust.App:
             )
             best, scores = gru.top(hidden)
             at = int(state["count"]) % RECENT
-            state["hidden"], state["last_ms"], state["items"][at], state["kinds"][at] = hidden[0].numpy(), now_ms, row, kind
+            state["hidden"], state["last_ms"], state["items"][at], state["kinds"][at] = (
+                hidden[0].numpy(),
+                now_ms,
+                row,
+                kind,
+            )
             state["count"] += 1
             users[key] = state.tobytes()
             await output.send(

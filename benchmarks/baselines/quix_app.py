@@ -1,9 +1,9 @@
 """Baseline (c): Quix Streams doing a stateful update and one output per event, with NO model.
 
-Runs in a virtual environment of its own with nothing but `quixstreams` in it. Every event reads and writes 768 bytes of the
-user's state (RocksDB, changelog topic on) and sends an answer of the size and shape a recommendation has (about 395 bytes).
-Each input topic has its own state store: one store over three topics would need `concat`, which aligns partitions by time
-and is slower.
+Runs in a virtual environment of its own with nothing but `quixstreams` in it. Every event reads and writes 768 bytes of
+the user's state (RocksDB, changelog topic on) and sends an answer of the size and shape a recommendation has (about 395
+bytes). Each input topic has its own state store: one store over three topics would need `concat`, which aligns
+partitions by time and is slower.
 """
 
 import struct

@@ -13,10 +13,12 @@ from urllib.request import urlopen
 from benchmarks.harness import contenders, processes
 from benchmarks.harness.broker import Broker, running_broker
 from benchmarks.harness.contenders import Contender, Place
+from benchmarks.harness.counting import counting
 from benchmarks.harness.measure import Speed, middle_speed, watch
 from benchmarks.harness.model import publish
-from benchmarks.harness.processes import Child, Cores
-from benchmarks.harness.topics import RECOMMENDATIONS, Topics
+from benchmarks.harness.processes import Cores, Measured
+from benchmarks.harness.topics import Topics
+from streams.topics import RECOMMENDATIONS
 
 PARTITIONS = 8
 
@@ -31,36 +33,39 @@ class Bench:
     place: Place
 
     @contextmanager
-    def started(self, contender: Contender) -> Iterator[Child]:
+    def started(self, contender: Contender) -> Iterator[Measured]:
         """Run a contender on its core with an empty output topic."""
         if contender.output == RECOMMENDATIONS:
             self.topics.reset_outputs()
         else:
-            self.topics.create([contender.output])
-        with self.resumed(contender) as child:
-            yield child
+            self.topics.create(contender.output)
+        with self.resumed(contender) as process:
+            yield process
 
     @contextmanager
-    def resumed(self, contender: Contender) -> Iterator[Child]:
+    def resumed(self, contender: Contender) -> Iterator[Measured]:
         """Run a contender on its core, topics as they are."""
         log = self.place.directory / f"{contender.name}.log"
         with processes.running(
             contender.name, contender.argv, cores=self.cores.measured, log=log, env=contender.env
-        ) as child:
-            yield child
+        ) as process:
+            yield process
 
     def speed(self, contender: Contender, target: int) -> Speed:
         """Run a contender over the log that is in the input topics until it has answered `target` events."""
-        with self.started(contender) as child:
-            growth = watch(lambda: self.topics.count(contender.output), child, target)
-            resident = child.resident_bytes()
+        with self.started(contender) as process:
+            with counting(self.broker, contender.output, self.place.partitions) as counter:
+                growth = watch(counter.count, process, target)
+            resident = process.resident_bytes()
         if contender.output != RECOMMENDATIONS:
             self.topics.delete([contender.output])
         return middle_speed(growth, target, resident)
 
-    def wait_ready(self, contender: Contender, child: Child, timeout_seconds: float = 120) -> None:
+    def wait_ready(self, contender: Contender, process: Measured, timeout_seconds: float = 120) -> None:
         """Wait until a worker's /health/ready says yes."""
-        processes.wait_until(lambda: http_get(contender.http_port, "/health/ready")[0] == 200, child, timeout_seconds, "ready")
+        processes.wait_until(
+            lambda: http_get(contender.http_port, "/health/ready")[0] == 200, process, timeout_seconds, "ready"
+        )
 
 
 def http_get(port: int, path: str) -> tuple[int, str]:
@@ -89,7 +94,7 @@ def bench() -> Iterator[Bench]:
         os.sched_setaffinity(0, cores.others)
         topics = Topics(broker.address, PARTITIONS)
         stack.callback(topics.close)
-        topics.create_inputs()
+        topics.create_contract()
         yield Bench(broker, cores, topics, Place(broker.address, PARTITIONS, version, directory))
 
 

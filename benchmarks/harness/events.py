@@ -1,7 +1,7 @@
 """Seeded synthetic events in the wire format, and a loader that fills the input topics with whole record batches.
 
-Users differ in activity (log-normal, sigma 1) and items in popularity (1 / rank), as in any shop; 70% are clicks, 25% views
-and 5% purchases. Keys go to the partition Kafka's murmur2 partitioner chooses.
+Users differ in activity (log-normal, sigma 1) and items in popularity (1 / rank), as in any shop; 70% are clicks, 25%
+views and 5% purchases. Keys go to the partition Kafka's murmur2 partitioner chooses.
 """
 
 import asyncio
@@ -17,7 +17,7 @@ from aiokafka import AIOKafkaProducer
 from kafka.partitioner.default import murmur2
 from numpy.typing import NDArray
 
-from benchmarks.harness.topics import INPUTS
+from state.events import TOPICS
 
 ITEMS: Final = 1_682  # as many as MovieLens-100K has
 KIND_SHARES: Final = (0.70, 0.25, 0.05)
@@ -52,7 +52,7 @@ def make_events(n_events: int, n_users: int, seed: int = 0, step_ms: int = 5, it
     return Events(
         users=rng.choice(n_users, n_events, p=activity / activity.sum()),
         items=1 + rng.choice(items, n_events, p=popularity / popularity.sum()),
-        kinds=rng.choice(len(INPUTS), n_events, p=KIND_SHARES),
+        kinds=rng.choice(len(TOPICS), n_events, p=KIND_SHARES),
         times_ms=int(time.time() * 1000) + step_ms * np.arange(-n_events, 0),
     )
 
@@ -93,7 +93,7 @@ def by_topic_partition(events: Events, partitions: int) -> dict[tuple[str, int],
     placed: dict[tuple[str, int], list[Record]] = defaultdict(list)
     places = zip(events.kinds.tolist(), partitions_of(events.users, partitions).tolist(), strict=True)
     for (kind, partition), record in zip(places, records(events), strict=True):
-        placed[INPUTS[kind], partition].append(record)
+        placed[TOPICS[kind], partition].append(record)
     return placed
 
 

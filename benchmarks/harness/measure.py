@@ -8,7 +8,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.harness.processes import BenchmarkError, Child
+from benchmarks.harness.processes import BenchmarkError, Measured
 
 POLL_SECONDS: Final = 0.05
 STALL_SECONDS: Final = 90.0
@@ -47,7 +47,7 @@ class Speed:
     resident_mb: float
 
 
-def watch(count: Callable[[], int], child: Child, target: int) -> Growth:
+def watch(count: Callable[[], int], process: Measured, target: int) -> Growth:
     """Sample a counter every 50 ms until it reaches `target`.
 
     Raises:
@@ -58,18 +58,16 @@ def watch(count: Callable[[], int], child: Child, target: int) -> Growth:
     while True:
         now = time.monotonic()
         value = count()
-        rows.append((now, value, child.cpu_seconds()))
+        rows.append((now, value, process.cpu_seconds()))
         if value >= target:
             seconds, counts, cpu = zip(*rows, strict=True)
             return Growth(np.array(seconds), np.array(counts), np.array(cpu))
         if len(rows) > 1 and value > rows[-2][1]:
             moved = now
-        child.check()
+        process.check()
         if now - moved > STALL_SECONDS:
-            tail = "\n".join(child.log.read_text(errors="replace").splitlines()[-15:])
-            raise BenchmarkError(
-                f"{child.name} stopped at {value:,} of {target:,} outputs", f"nothing for {STALL_SECONDS:.0f} s: {tail}", ""
-            )
+            what = f"{process.name} stopped at {value:,} of {target:,} outputs"
+            raise BenchmarkError(what, f"nothing for {STALL_SECONDS:.0f} s: {process.log_tail()}", "")
         time.sleep(POLL_SECONDS)
 
 

@@ -15,7 +15,7 @@ HIDDEN = 128
 def publish(registry: Path, seed: int = 0) -> Path:
     """Publish the network and return its version's directory.
 
-    The weights are random: speed does not depend on them. Embeddings are drawn wide enough that users get different lists.
+    The weights are random: speed does not depend on them. Embeddings are drawn wide, so that users get different lists.
     """
     torch.manual_seed(seed)
     words = vocabulary()

@@ -2,7 +2,6 @@
 
 import os
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -15,6 +14,7 @@ from typing import Final
 import psutil
 
 from state.errors import RecstreamError
+from streams.children import Child
 
 ROOT: Final = Path(__file__).resolve().parents[2]
 ONE_THREAD: Final = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "NUMBA_NUM_THREADS": "1"}
@@ -39,85 +39,68 @@ def split_cores() -> Cores:
 
 
 @dataclass(frozen=True, slots=True)
-class Child:
-    """A running child process and where it logs."""
+class Measured:
+    """A running child process, what to call it and where it logs."""
 
     name: str
-    process: subprocess.Popen[bytes]
+    child: Child
     log: Path
 
     def cpu_seconds(self) -> float:
         """User and system CPU time of the process and its children so far; 0 when it has ended."""
         try:
-            process = psutil.Process(self.process.pid)
+            process = psutil.Process(self.child.pid)
             times = [member.cpu_times() for member in (process, *process.children(recursive=True))]
         except psutil.Error:
             return 0.0
-        return sum(time.user + time.system for time in times)
+        return float(sum(time.user + time.system for time in times))
 
     def resident_bytes(self) -> int:
         """Resident memory of the process and its children; 0 when it has ended."""
         try:
-            process = psutil.Process(self.process.pid)
-            return sum(member.memory_info().rss for member in (process, *process.children(recursive=True)))
+            process = psutil.Process(self.child.pid)
+            return int(sum(member.memory_info().rss for member in (process, *process.children(recursive=True))))
         except psutil.Error:
             return 0
 
+    def log_tail(self, lines: int = 15) -> str:
+        """The end of what it printed."""
+        return "\n".join(self.log.read_text(errors="replace").splitlines()[-lines:])
+
     def check(self) -> None:
-        """Raise when the process has ended.
+        """Make sure that the process still runs.
 
         Raises:
-            BenchmarkError: With the end of its log.
+            BenchmarkError: It has ended; the end of its log is the reason given.
         """
-        code = self.process.poll()
+        code = self.child.poll()
         if code is not None:
-            tail = "\n".join(self.log.read_text(errors="replace").splitlines()[-15:])
-            raise BenchmarkError(f"{self.name} ended early with code {code}", tail, f"Read {self.log}")
+            what = f"{self.name} ended early with code {code}"
+            raise BenchmarkError(what, self.log_tail())
+
+
+@contextmanager
+def pinned(cores: Sequence[int]) -> Iterator[None]:
+    """Run the block on these cores; what it starts stays on them, every thread of it, without a race."""
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, cores)
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, before)
 
 
 @contextmanager
 def running(
     name: str, argv: Sequence[str], *, cores: Sequence[int], log: Path, env: Mapping[str, str] | None = None
-) -> Iterator[Child]:
-    """Run a command pinned to `cores` in a session of its own; TERM, then KILL, its whole group at the end."""
-    before = os.sched_getaffinity(0)
-    with log.open("ab") as sink:
-        os.sched_setaffinity(0, cores)  # inherited by every thread of the child, without a race
-        try:
-            process = subprocess.Popen(
-                list(argv),
-                cwd=ROOT,
-                env={**os.environ, **ONE_THREAD, **(env or {})},
-                stdin=subprocess.DEVNULL,
-                stdout=sink,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )
-        finally:
-            os.sched_setaffinity(0, before)
+) -> Iterator[Measured]:
+    """Run a command pinned to `cores`; TERM, then KILL, at the end of the block or when this process is killed."""
+    with log.open("ab") as sink, pinned(cores):
+        child = Child(argv, env={**os.environ, **ONE_THREAD, **(env or {})}, output=sink, grace_seconds=20)
     try:
-        yield Child(name, process, log)
+        yield Measured(name, child, log)
     finally:
-        stop(process)
-
-
-def stop(process: subprocess.Popen[bytes], grace_seconds: float = 20) -> None:
-    """TERM the process group, wait, KILL what is left of it."""
-    for number, wait_seconds in ((signal.SIGTERM, grace_seconds), (signal.SIGKILL, 10)):
-        if process.poll() is not None:
-            break
-        try:
-            os.killpg(process.pid, number)
-        except ProcessLookupError:
-            break
-        try:
-            process.wait(wait_seconds)
-        except subprocess.TimeoutExpired:
-            continue
-    try:
-        os.killpg(process.pid, signal.SIGKILL)  # children that outlived their parent
-    except ProcessLookupError:
-        return
+        child.stop()
 
 
 @contextmanager
@@ -135,17 +118,16 @@ def unwinding_on_term() -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def wait_until(ready: Callable[[], bool], child: Child, timeout_seconds: float, what: str) -> None:
+def wait_until(ready: Callable[[], bool], measured: Measured, timeout_seconds: float, what: str) -> None:
     """Poll until `ready()` is true.
 
     Raises:
-        BenchmarkError: The child ended, or the time is over.
+        BenchmarkError: The process ended, or the time is over.
     """
     deadline = time.monotonic() + timeout_seconds
     while not ready():
-        child.check()
+        measured.check()
         if time.monotonic() > deadline:
-            tail = "\n".join(child.log.read_text(errors="replace").splitlines()[-15:])
-            raise BenchmarkError(f"{child.name} was not {what} within {timeout_seconds:.0f} s", tail, "Try again")
-        time.sleep(0.1)
-
+            late = f"{measured.name} was not {what} in {timeout_seconds:.0f} s"
+            raise BenchmarkError(late, measured.log_tail())
+        time.sleep(0.05)

@@ -11,7 +11,7 @@ from rich.table import Table
 from benchmarks.harness.processes import ROOT
 
 DEFAULT_OUT: Final = ROOT / "docs" / "benchmarks"
-console: Final = Console(stderr=False)
+console: Final = Console(stderr=True)  # standard output is for --json
 
 
 def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
@@ -30,16 +30,11 @@ def save(name: str, result: dict[str, Any], out: Path, draw: Callable[[Any], Non
 
     out.mkdir(parents=True, exist_ok=True)
     (out / f"{name}.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    figure = Figure(figsize=(8, 4.5), layout="constrained")
+    figure = Figure(figsize=(8, 4.5))
     draw(figure.add_subplot())
+    figure.tight_layout(rect=(0, 0.03, 1, 1))
     machine = result.get("machine", {})
     note = f"{machine.get('cpu')}, {machine.get('cores')} cores; {machine.get('broker')}"
     figure.text(0.995, 0.004, note, ha="right", va="bottom", fontsize=7, color="0.4")
-    figure.get_layout_engine().set(rect=(0, 0.03, 1, 0.97))
     figure.savefig(out / f"{name}.png", dpi=120)
     console.print(f"[dim]{name}.json and {name}.png are in {out}")
-
-
-def print_json(result: dict[str, Any]) -> None:
-    """The result as one line, the last of standard output."""
-    print(json.dumps(result), flush=True)

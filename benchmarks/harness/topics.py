@@ -1,20 +1,18 @@
-"""Topics of a run: created, emptied by deleting and creating again, and counted from the outside by their end offsets."""
+"""Topics of a run: created, and emptied by deleting and creating again."""
 
 import time
 from collections.abc import Iterable
 from typing import Final
 
-from kafka import KafkaConsumer, TopicPartition
 from kafka.admin import KafkaAdminClient, NewTopic
-from kafka.errors import KafkaError, TopicAlreadyExistsError, UnknownTopicOrPartitionError
+from kafka.errors import KafkaError, UnknownTopicOrPartitionError
 
-from benchmarks.harness.processes import BenchmarkError
+from state.events import TOPICS
+from streams.errors import BrokerError
+from streams.settings import load_settings
+from streams.topics import create_topics, topic_specs
 
-INPUTS: Final = ("clicks", "views", "purchases")
-RECOMMENDATIONS: Final = "recommendations"
-CHANGELOG: Final = "user-state-changelog"
-_CONTRACT: Final = (RECOMMENDATIONS, CHANGELOG, "invalid-events", "items", "model-versions", "forget-users")
-_COMPACTED: Final = frozenset({CHANGELOG, "items", "model-versions"})
+_RETRY_SECONDS: Final = 0.2
 
 
 class Topics:
@@ -22,41 +20,37 @@ class Topics:
 
     def __init__(self, address: str, partitions: int) -> None:
         self.partitions = partitions
+        self._settings = load_settings(brokers=address, partitions=partitions)
         self._admin = KafkaAdminClient(bootstrap_servers=address, client_id="benchmark")
-        self._consumer = KafkaConsumer(bootstrap_servers=address, client_id="benchmark-offsets")
 
     def close(self) -> None:
-        """Close both clients."""
-        self._consumer.close()
+        """Close the client."""
         self._admin.close()
 
-    def create(self, names: Iterable[str], timeout_seconds: float = 60) -> None:
-        """Create topics, waiting for a deletion of the same name to finish.
+    def create(self, name: str) -> None:
+        """Create a plain topic."""
+        self._admin.create_topics([NewTopic(name, self.partitions, 1)])
+
+    def create_contract(self, timeout_seconds: float = 60) -> None:
+        """Create what is missing of recstream's topics, as `recstream topics create` does.
 
         Raises:
-            BenchmarkError: The broker refuses for longer than the time-out.
+            BrokerError: The broker refuses for longer than the time-out.
         """
         deadline = time.monotonic() + timeout_seconds
-        for name in names:
-            config = {"cleanup.policy": "compact"} if name in _COMPACTED else {}
-            topic = NewTopic(name, 1 if name == "model-versions" else self.partitions, 1, topic_configs=config)
-            while True:
-                try:
-                    self._admin.create_topics([topic])
-                    break
-                except (TopicAlreadyExistsError, KafkaError) as exc:
-                    if time.monotonic() > deadline:
-                        raise BenchmarkError(f"Topic {name} could not be created", str(exc), "Read the broker's log") from exc
-                    time.sleep(0.2)
-
-    def create_inputs(self) -> None:
-        """Create the three input topics."""
-        self.create(INPUTS)
+        while True:
+            try:
+                create_topics(self._settings)
+                return
+            except (BrokerError, KafkaError):  # a deletion of the same name is not finished
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(_RETRY_SECONDS)
 
     def reset_outputs(self) -> None:
-        """Empty every other topic of the contract: a worker that starts now knows no user."""
-        self.delete(_CONTRACT)
-        self.create(_CONTRACT)
+        """Empty every topic of the contract but the inputs: a worker that starts now knows no user."""
+        self.delete([spec.name for spec in topic_specs(self._settings) if spec.name not in TOPICS])
+        self.create_contract()
 
     def delete(self, names: Iterable[str], timeout_seconds: float = 60) -> None:
         """Delete topics that exist and wait until they are gone."""
@@ -70,13 +64,4 @@ class Topics:
             return
         deadline = time.monotonic() + timeout_seconds
         while set(self._admin.list_topics()) & set(doomed) and time.monotonic() < deadline:
-            time.sleep(0.1)
-
-    def ends(self, topic: str) -> dict[int, int]:
-        """End offset of each partition of a topic."""
-        wanted = [TopicPartition(topic, partition) for partition in range(self.partitions)]
-        return {tp.partition: int(offset) for tp, offset in self._consumer.end_offsets(wanted).items()}
-
-    def count(self, topic: str) -> int:
-        """How many records a topic has received."""
-        return sum(self.ends(topic).values())
+            time.sleep(_RETRY_SECONDS)

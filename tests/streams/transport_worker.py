@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import faust
+from faust.types import TP
 
 from streams.transport import batch_topic, install, take
 
@@ -31,41 +32,37 @@ def main(bootstrap: str, group: str, log_file: str, topics: str, delay_seconds: 
         consumer_auto_offset_reset="earliest",
     )
     transport = install(app, max_batch_events=500)
-    waiting: asyncio.Queue[faust.Event] = asyncio.Queue()
+    waiting: asyncio.Queue[faust.Event] = asyncio.Queue(maxsize=3)
     log = Path(log_file).open("a", buffering=1)
 
     async def work() -> None:
-        held: list[faust.Event] = []
         while True:
-            held.append(await waiting.get())
-            if len(held) > 1 and not waiting.empty():
-                finish(held.pop())  # the newest first: acknowledgements arrive out of order
-            await asyncio.sleep(float(delay_seconds))
-            while held and waiting.empty():
-                finish(held.pop())
-            waiting.task_done()
+            events = [await waiting.get()]
+            while len(events) < 3 and not waiting.empty():
+                events.append(waiting.get_nowait())
+            await asyncio.sleep(float(delay_seconds) * len(events))
+            for event in reversed(events):  # the newest first: acknowledgements arrive out of order
+                finish(event)
+                waiting.task_done()
 
     def finish(event: faust.Event) -> None:
         batch = take(event)
         log.write(f"{batch.topic} {batch.partition} {','.join(map(str, batch.offsets))}\n")
         event.ack()
 
-    async def before_revoke(_revoked: set[faust.TP]) -> None:
-        await waiting.join()
+    async def before_revoke(_revoked: set[TP]) -> None:
+        await waiting.join()  # everything the agents took is finished
 
     transport.before_revoke = before_revoke
 
     async def read(stream: faust.Stream[object]) -> None:
         async for event in stream.noack().events():
-            waiting.put_nowait(event)
+            await waiting.put(event)
 
     for topic in topics.split(","):
         app.agent(batch_topic(app, topic), name=f"read-{topic}")(read)
 
-    @app.task
-    async def start() -> None:
-        app.add_future(work())
-
+    app.task(work)
     faust.Worker(app, loglevel="WARNING", console_port=None, debug=False).execute_from_commandline()
 
 

@@ -1,0 +1,72 @@
+# Everything happens in .venv; `make install` fills it, and every other target calls it first.
+#
+#   make install               torch for the CPU
+#   make install TORCH=cuda    torch with CUDA
+#   make install TORCH_INDEX=URL    torch from the package index at URL; everything else from pip's own
+
+PYTHON ?= python3.11
+# Asked for once, it is remembered: `make test` after `make install TORCH=cuda` keeps CUDA.
+TORCH ?= $(or $(shell cat .venv/torch 2>/dev/null),cpu)
+TORCH_INDEX ?=
+# Broker tests and benchmarks run on a real Kafka too when KAFKA_HOME names a directory with its libs/*.jar.
+KAFKA_HOME ?= $(abspath $(wildcard ../shared/kafka))
+ifneq ($(KAFKA_HOME),)
+export KAFKA_HOME
+endif
+
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
+STAMP := .venv/installed-$(TORCH)
+BENCHMARKS := throughput latency history restore
+
+# CUDA builds carry no +cpu in their version, CPU builds do, except on systems where there is only one kind.
+CPU_TORCH = $(PIP) 'torch==2.13.0+cpu' 2>/dev/null || $(PIP) 'torch==2.13.*'
+CUDA_TORCH = $(PIP) 'torch==2.13.*,!=2.13.0+cpu'
+
+.PHONY: help install demo test lint format bench clean
+.DELETE_ON_ERROR:
+
+help:  ## this list
+	@sed -nE 's/^([a-z]+):.*## (.*)/  make \1	\2/p' Makefile | expand -t 20
+
+install: $(STAMP)  ## create .venv with everything in it; a second run costs nothing
+
+$(STAMP): pyproject.toml
+	@command -v $(PYTHON) >/dev/null || { echo 'Python 3.11 is needed: make PYTHON=/path/to/python3.11' >&2; exit 1; }
+	@test -x $(BIN)/python || { echo 'creating .venv'; $(PYTHON) -m venv .venv; }
+	@echo 'installing torch ($(TORCH))'
+ifneq ($(TORCH_INDEX),)
+	@$(PIP) --index-url '$(TORCH_INDEX)' 'torch==2.13.*'
+else ifeq ($(TORCH),cuda)
+	@$(CUDA_TORCH)
+else
+	@$(CPU_TORCH)
+endif
+	@echo 'installing recstream'
+	@$(PIP) -e '.[dev]'
+	@rm -f .venv/installed-*
+	@printf '%s' '$(TORCH)' > .venv/torch
+	@touch $@
+
+demo: install  ## broker, worker, model and live recommendations on MovieLens-100K (ARGS="--events 20000 --json")
+	@$(BIN)/recstream demo $(ARGS)
+
+test: install  ## the whole test suite (ARGS="-k replay")
+	@$(BIN)/python -m pytest $(ARGS)
+
+lint: install  ## ruff, mypy, import-linter
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports
+
+format: install  ## let ruff format and fix
+	@$(BIN)/ruff format .
+	@$(BIN)/ruff check --fix .
+
+bench: install  ## every benchmark; figures and plots go to docs/benchmarks (ARGS="--json")
+	@for name in $(BENCHMARKS); do $(BIN)/python -m benchmarks.$$name $(ARGS) || exit 1; done
+
+clean:  ## remove .venv and caches; data/ stays
+	rm -rf .venv build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,35 @@
+"""What every benchmark program does around its own work: options, errors, and the JSON line."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any, Final
+
+import typer
+
+from benchmarks.harness.report import DEFAULT_OUT
+from state.errors import RecstreamError
+from streams.console import print_json, screen, show_error
+
+Json = Annotated[bool, typer.Option("--json", help="print the result as one JSON object on the last line")]
+Out = Annotated[Path, typer.Option(help="directory of the JSON file and the plot")]
+OUT: Final = DEFAULT_OUT
+
+
+def conclude(result: dict[str, Any], json: bool) -> None:
+    """Print the result for scripts when asked to."""
+    if json:
+        print_json(result)
+
+
+def run(main: Callable[..., None]) -> None:
+    """Run a program: 0 done, 1 failed with a reason, 2 usage, 130 interrupted."""
+    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="markdown")
+    app.command()(main)
+    try:
+        app(standalone_mode=True)
+    except RecstreamError as error:
+        show_error(error)
+        raise SystemExit(1) from error
+    except KeyboardInterrupt:
+        screen().print("interrupted", style="yellow")
+        raise SystemExit(130) from None

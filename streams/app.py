@@ -1,0 +1,111 @@
+"""The Faust app of a worker: three topics, three agents that hand batches to one pipeline, and its services."""
+
+import logging
+from dataclasses import dataclass
+from typing import Any, Final
+
+import faust
+from faust.types import TP
+
+from models.recommend import Recommender
+from state.events import TOPICS
+from state.items import ItemIndex
+from streams.catalogue import Catalogue
+from streams.http import HttpServer
+from streams.kafka import faust_options
+from streams.lag import LagWatch
+from streams.metrics import Metrics
+from streams.model_watch import ModelWatch
+from streams.pipeline import Pipeline
+from streams.settings import Settings
+from streams.transport import batch_topic, install
+
+_HOUR_MS: Final = 3_600_000.0
+
+log = logging.getLogger(__name__)
+
+
+class _App(faust.App):  # type: ignore[misc]
+    """A Faust app whose services start before its consumer and stop after it."""
+
+    services: list[Any]
+
+    def on_init_dependencies(self) -> list[Any]:
+        return [*self.services, *super().on_init_dependencies()]
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerApp:
+    """A Faust app and the parts tests and tools look at."""
+
+    app: Any
+    pipeline: Pipeline
+    metrics: Metrics
+
+
+def create_app(settings: Settings, index: int = 0) -> WorkerApp:
+    """Build a worker's app; nothing connects before it is started.
+
+    Args:
+        settings: all settings.
+        index: number of this worker on its host; its HTTP port is `http_port + index`.
+    """
+    app = _App(
+        settings.app_id,
+        **faust_options(settings),
+        datadir=str(settings.state_dir / settings.app_id / f"faust-{index}"),
+        web_enabled=False,
+        topic_disable_leader=True,
+        stream_wait_empty=False,
+        broker_commit_interval=settings.commit_interval_seconds,
+        broker_session_timeout=settings.session_timeout_seconds,
+        broker_heartbeat_interval=min(3.0, settings.session_timeout_seconds / 3),
+        broker_rebalance_timeout=settings.rebalance_timeout_seconds,
+        broker_max_poll_interval=settings.rebalance_timeout_seconds,
+        broker_request_timeout=max(60.0, settings.session_timeout_seconds + 10),
+        broker_max_poll_records=settings.max_batch_events,
+        consumer_max_fetch_size=1 << 20,
+        consumer_auto_offset_reset=settings.start_from,
+        producer_request_timeout=60.0,
+    )
+    metrics = Metrics()
+    recommender = Recommender(
+        ItemIndex(),
+        settings.top_k,
+        settings.exclude,
+        settings.emit == "latest",
+        settings.popularity_half_life_hours * _HOUR_MS,
+    )
+    pipeline = Pipeline(settings, recommender, metrics)
+
+    async def before_revoke(_partitions: set[TP]) -> None:
+        await pipeline.drain(snapshot=app.should_stop)
+
+    install(app, max_batch_events=settings.max_batch_events, before_revoke=before_revoke)
+
+    async def read(stream: Any) -> None:
+        async for event in stream.noack().events():
+            await pipeline.put(event)
+
+    for name in TOPICS:
+        app.agent(batch_topic(app, name), name=f"recstream-{name}")(read)
+
+    @app.on_rebalance_complete.connect  # type: ignore[untyped-decorator]
+    async def restore_state(*_args: Any, **_kwargs: Any) -> None:
+        """Runs before Faust seeks and resumes the flow: no event comes before its user's state."""
+        numbers = {tp.partition for tp in app.consumer.assignment() if tp.topic in TOPICS}
+        restored = await pipeline.assign(numbers)
+        log.info(
+            "Holding partitions %s: %d users from snapshots in %.2f s, %d changelog records in %.2f s",
+            sorted(numbers), restored.snapshot_users, restored.snapshot_seconds, restored.records,
+            restored.changelog_seconds,
+        )  # fmt: skip
+
+    app.services = [
+        pipeline,
+        ModelWatch(settings, pipeline, metrics),
+        Catalogue(settings, pipeline),
+        LagWatch(app, metrics),
+        HttpServer(settings.http_host, settings.http_port + index, metrics, pipeline),
+    ]
+    return WorkerApp(app, pipeline, metrics)

@@ -1,0 +1,89 @@
+"""What a worker writes to Kafka: whole encoded batches, acknowledged by every in-sync replica, idempotent."""
+
+import asyncio
+import logging
+from collections.abc import Iterable
+from typing import Any, Final
+
+from aiokafka import AIOKafkaProducer
+from aiokafka.errors import UnknownError
+from aiokafka.structs import RecordMetadata, TopicPartition
+
+from streams.kafka import producer_options
+from streams.record_batch import EncodedBatch
+from streams.settings import Settings
+
+MAX_OUTSTANDING_BYTES: Final = 64 << 20  # unacknowledged output a worker holds before it stops reading
+
+log = logging.getLogger(__name__)
+
+
+class Output:
+    """The worker's producer.
+
+    aiokafka's own `send_batch` waits until the previous batch of the same partition is on its way; batches here are
+    queued behind each other in the accumulator instead (its private `_append_batch`, see the contract test).
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._producer: Any = None
+        self._unacknowledged: set[asyncio.Future[RecordMetadata]] = set()
+        self._bytes = 0
+        self._room = asyncio.Event()
+        self._room.set()
+        self.failure: BaseException | None = None
+
+    async def start(self, topics: Iterable[str]) -> None:
+        """Connect and learn where the partitions of `topics` are."""
+        options = {**producer_options(self._settings), "linger_ms": 0, "max_request_size": 8 << 20}
+        self._producer = AIOKafkaProducer(**options, enable_idempotence=True)
+        try:
+            await self._producer.start()
+        except UnknownError:  # the embedded broker's storage in memory gives no producer ids
+            log.info("The broker knows no idempotent producers: a retried batch may appear twice")
+            await self._producer.stop()
+            self._producer = AIOKafkaProducer(**options)
+            await self._producer.start()
+        for topic in topics:
+            await self._producer.partitions_for(topic)
+
+    async def stop(self) -> None:
+        """Send what is queued and disconnect."""
+        if self._producer is not None:
+            await self._producer.stop()
+
+    def send(self, topic: str, partition: int, batch: EncodedBatch) -> "asyncio.Future[RecordMetadata]":
+        """Queue a batch; the future is done when the broker has acknowledged it."""
+        pending: Any = self._producer._message_accumulator._append_batch(batch, TopicPartition(topic, partition))
+        future: asyncio.Future[RecordMetadata] = pending.future
+        size = batch.size()
+        self._bytes += size
+        self._unacknowledged.add(future)
+        if self._bytes > MAX_OUTSTANDING_BYTES:
+            self._room.clear()
+
+        def acknowledged(done: "asyncio.Future[RecordMetadata]") -> None:
+            self._unacknowledged.discard(done)
+            self._bytes -= size
+            self._room.set() if self._bytes <= MAX_OUTSTANDING_BYTES else None
+            if not done.cancelled() and (error := done.exception()) is not None:
+                self.failure = error
+                self._room.set()
+
+        future.add_done_callback(acknowledged)
+        return future
+
+    def outstanding(self) -> list["asyncio.Future[RecordMetadata]"]:
+        """Everything sent and not yet acknowledged."""
+        return list(self._unacknowledged)
+
+    async def room(self) -> None:
+        """Wait while too much is unacknowledged.
+
+        Raises:
+            Exception: what made a batch fail for good; the worker must stop, its events are not committed.
+        """
+        await self._room.wait()
+        if self.failure is not None:
+            raise self.failure

@@ -1,0 +1,83 @@
+"""One partition number's state on this worker: its users, and how far their changelog is known."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from state.record import seal
+from state.snapshot import Capture
+from state.store import UserStore
+from streams.record_batch import Blobs, EncodedBatch, blobs, encode_batches
+
+
+@dataclass(slots=True)
+class Partition:
+    """The users of one partition number.
+
+    Attributes:
+        number: partition number, the same on every topic.
+        store: their state.
+        changelog_next: changelog offset up to which `store` is known to reflect the changelog; -1 before any restore.
+        snapshot_next: the same of the newest local snapshot, to write none when nothing changed.
+    """
+
+    number: int
+    store: UserStore
+    changelog_next: int = -1
+    snapshot_next: int = -1
+
+
+@dataclass(frozen=True, slots=True)
+class Flushed:
+    """Everything one partition's flush has to make durable."""
+
+    partition: Partition
+    batches: list[EncodedBatch]
+    records: int
+    expired: int
+    snapshot: Capture | None
+
+
+def snapshot_path(state_dir: Path, app_id: str, partition: int) -> Path:
+    """Where a partition's local snapshot lies."""
+    return state_dir / app_id / f"users-{partition:05d}.snapshot"
+
+
+def flush_partition(partition: Partition, now_ms: int, expire_before_ms: int | None, snapshot: bool) -> Flushed:
+    """Encode every changed user's whole state (hot users once), mark them clean, and drop users past their time.
+
+    Runs between two batches. Users that expire leave a tombstone in the changelog.
+
+    Args:
+        partition: the partition.
+        now_ms: create time of the records.
+        expire_before_ms: users last touched earlier are forgotten; None keeps all.
+        snapshot: copy the state for a local snapshot, to be written once the batches are acknowledged.
+    """
+    store = partition.store
+    arena = store.arena
+    slots = arena.dirty_slots()
+    batches: list[EncodedBatch] = []
+    if len(slots):
+        sealed = seal(arena.to_rows(slots, store.index))  # (N, record bytes)
+        names = arena.users
+        keys = blobs([(names[slot] or "").encode() for slot in slots.tolist()])
+        values = Blobs(sealed.reshape(-1), np.arange(len(slots) + 1, dtype=np.int64) * sealed.shape[1])
+        batches += encode_batches(keys, values, now_ms)
+        arena.dirty[slots] = False
+    expired = 0
+    if expire_before_ms is not None:
+        for users in store.expire(expire_before_ms):
+            if users:
+                expired += len(users)
+                batches += tombstones(users, now_ms)
+    store.evict()
+    return Flushed(partition, batches, len(slots), expired, store.capture() if snapshot else None)
+
+
+def tombstones(users: list[str], now_ms: int) -> list[EncodedBatch]:
+    """Changelog records that delete users."""
+    keys = blobs([user.encode() for user in users])
+    empty = Blobs(np.zeros(0, np.uint8), np.zeros(len(users) + 1, np.int64))
+    return list(encode_batches(keys, empty, now_ms, np.ones(len(users), np.bool_)))

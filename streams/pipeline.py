@@ -1,0 +1,249 @@
+"""The pipeline: rounds of compute, outputs sent at once, and the flush that makes everything durable, in that order.
+
+    round    take what is waiting -> per partition: compute (in its thread) -> send recommendations, dead letters
+    flush    outputs so far acknowledged -> changelog of every changed user acknowledged -> source events acknowledged
+             -> Faust commits their offsets
+
+The order of a flush is the delivery guarantee: a state record says which offsets it includes, and the events behind them
+are skipped when they come again, so their recommendations must be safe before the record is. A crash in between repeats
+recommendations (at least once), never state (effectively once).
+"""
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from typing import Any, Final, TypeVar
+
+from mode import Service
+
+from models.recommend import Recommender
+from models.serving import ServingModel
+from state.arena import Arena
+from state.cold import ColdStore
+from state.errors import RecstreamError
+from state.snapshot import SnapshotMeta, write
+from state.store import UserStore
+from streams.compute import Compute
+from streams.deadletters import encode_dead_letters
+from streams.metrics import Metrics
+from streams.output import Output
+from streams.partition import Flushed, Partition, flush_partition, snapshot_path
+from streams.restore import Restored, restore
+from streams.settings import Settings
+from streams.topics import CHANGELOG, INVALID_EVENTS, RECOMMENDATIONS
+from streams.transport import RecordBatch, take
+
+_T = TypeVar("_T")
+_EXPIRE_EVERY_SECONDS: Final = 60.0
+_MAX_WAITING: Final = 64  # record batches between the agents and the pipeline
+
+log = logging.getLogger(__name__)
+
+
+class Pipeline(Service):  # type: ignore[misc]
+    """Advances users and answers events of the partitions this worker holds.
+
+    Guarantee: every event is applied exactly once to its user's state and answered at least once, or stands in
+    `invalid-events`. Any failure to write crashes the worker before the events concerned are acknowledged.
+
+    Args:
+        settings: all settings.
+        recommender: models and item numbers.
+        metrics: where to count.
+    """
+
+    def __init__(self, settings: Settings, recommender: Recommender, metrics: Metrics, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.settings, self.recommender, self.metrics = settings, recommender, metrics
+        self.partitions: dict[int, Partition] = {}
+        self.ready = False
+        self.progressed_at = time.monotonic()
+        self._compute = Compute(recommender, metrics, settings.max_event_bytes)
+        self._output = Output(settings)
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="compute")
+        self._waiting: asyncio.Queue[Any] = asyncio.Queue(_MAX_WAITING)
+        self._arrived = asyncio.Event()
+        self._processed: list[Any] = []  # events whose effects wait for a flush
+        self._turn = asyncio.Lock()
+        self._flushing: asyncio.Task[None] | None = None
+        self._flushed_at = self._expired_at = self._snapshot_at = time.monotonic()
+        self._cold = ColdStore(settings.state_dir / settings.app_id / "cold") if settings.max_resident_users else None
+
+    # -- life
+
+    async def on_start(self) -> None:
+        """Connect the producer."""
+        await self._output.start((RECOMMENDATIONS, CHANGELOG, INVALID_EVENTS))
+
+    async def on_stop(self) -> None:
+        """Disconnect; everything worth keeping was flushed when the partitions were handed over."""
+        self.ready = False
+        await self._output.stop()
+        self._thread.shutdown()
+        if self._cold is not None:
+            self._cold.close()
+
+    @property
+    def waiting(self) -> bool:
+        """Whether records wait to be processed."""
+        return not self._waiting.empty()
+
+    async def in_thread(self, work: Callable[..., _T], *args: Any) -> _T:
+        """Run `work` in the compute thread, between two rounds."""
+        return await asyncio.get_running_loop().run_in_executor(self._thread, work, *args)
+
+    async def put(self, event: Any) -> None:
+        """Take a Faust event that holds a `RecordBatch`; acknowledged once its effects are durable."""
+        await self._waiting.put(event)
+        self._arrived.set()
+
+    async def swap(self, model: ServingModel) -> None:
+        """Serve another model version from the next round on."""
+        await self.in_thread(self.recommender.swap, model)
+
+    # -- rounds
+
+    @Service.task  # type: ignore[untyped-decorator]
+    async def _run(self) -> None:
+        interval = self.settings.commit_interval_seconds
+        while not self.should_stop:
+            due = max(0.0, self._flushed_at + interval - time.monotonic())
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._arrived.wait(), due)
+            async with self._turn:
+                await self._round()
+                if time.monotonic() >= self._flushed_at + interval:
+                    await self._start_flush()
+
+    async def _round(self) -> None:
+        """Process everything that waits, partition by partition."""
+        self._arrived.clear()
+        events = []
+        while not self._waiting.empty():
+            events.append(self._waiting.get_nowait())
+        groups: dict[int, list[RecordBatch]] = {}
+        for event in events:
+            batch = take(event)
+            groups.setdefault(batch.partition, []).append(batch)
+        for number, batches in groups.items():
+            partition = self.partitions.get(number)
+            if partition is None:  # it left while the event waited: its next owner gets the same records
+                log.debug("Dropped records of partition %d, which this worker no longer holds", number)
+                continue
+            produced = await self.in_thread(self._compute.round, partition, batches)
+            for encoded in produced.recommendations:
+                self._output.send(RECOMMENDATIONS, number, encoded)
+            for letters in encode_dead_letters(produced.dead_letters):
+                self._output.send(INVALID_EVENTS, number, letters)
+            await self._output.room()
+        self._processed += events
+        self.progressed_at = time.monotonic()
+
+    # -- flushes
+
+    async def _start_flush(self, snapshot: bool = False) -> None:
+        """Capture what is to be made durable, then do it beside the next rounds; one flush at a time."""
+        if self._flushing is not None:
+            await self._flushing  # raises what made it fail
+        self._flushed_at = now = time.monotonic()
+        interval = self.settings.snapshot_interval_seconds
+        snapshot = snapshot or bool(interval and now >= self._snapshot_at + interval)
+        ttl_days, expire_before = self.settings.user_ttl_days, None
+        if ttl_days and now >= self._expired_at + _EXPIRE_EVERY_SECONDS:
+            self._expired_at = now
+            expire_before = int(time.time() * 1000 - ttl_days * 86_400_000)
+        if snapshot:
+            self._snapshot_at = now
+        outputs, events = self._output.outstanding(), self._processed
+        self._processed = []
+        flushed = []
+        await self.in_thread(self._compute.publish)
+        for partition in list(self.partitions.values()):
+            flushed.append(
+                await self.in_thread(flush_partition, partition, int(time.time() * 1000), expire_before, snapshot)
+            )
+        if events or any(part.batches or part.snapshot for part in flushed):
+            self._flushing = asyncio.create_task(self._finish_flush(outputs, flushed, events, now))
+        self._count_state()
+
+    async def _finish_flush(
+        self, outputs: list["asyncio.Future[Any]"], flushed: list[Flushed], events: list[Any], started: float
+    ) -> None:
+        await asyncio.gather(*outputs)
+        written = [
+            (part, self._output.send(CHANGELOG, part.partition.number, encoded), encoded.record_count())
+            for part in flushed
+            for encoded in part.batches
+        ]
+        for part, future, count in written:
+            acknowledged = await future
+            part.partition.changelog_next = max(part.partition.changelog_next, acknowledged.offset + count)
+        for event in events:
+            event.ack()
+        self.metrics.flushes.inc()
+        self.metrics.changelog_records.inc(sum(part.records for part in flushed))
+        self.metrics.expired.inc(sum(part.expired for part in flushed))
+        self.metrics.flush_seconds.set(time.monotonic() - started)
+        for part in flushed:
+            if part.snapshot is not None:
+                await self._write_snapshot(part)
+
+    async def _write_snapshot(self, flushed: Flushed) -> None:
+        partition = flushed.partition
+        if flushed.snapshot is None or partition.changelog_next == partition.snapshot_next:
+            return
+        path = snapshot_path(self.settings.state_dir, self.settings.app_id, partition.number)
+        meta = SnapshotMeta(partition.number, partition.changelog_next, int(time.time() * 1000), self.settings.brokers)
+        try:
+            await asyncio.get_running_loop().run_in_executor(None, write, path, flushed.snapshot, meta)
+        except RecstreamError as error:  # the changelog has everything: a missing snapshot only slows the next start
+            log.warning("%s", error)
+        else:
+            partition.snapshot_next = meta.changelog_offset
+
+    async def drain(self, snapshot: bool = False) -> None:
+        """Process everything taken, make it durable and acknowledge it; partitions may leave afterwards."""
+        self.ready = False
+        self.metrics.ready.set(0)
+        async with self._turn:
+            while not self._waiting.empty():
+                await self._round()
+                await asyncio.sleep(0)  # an agent may have waited for a place in the queue
+            await self._start_flush(snapshot)
+            if self._flushing is not None:
+                await self._flushing
+                self._flushing = None
+
+    # -- partitions
+
+    async def assign(self, numbers: set[int]) -> Restored:
+        """Hold exactly these partitions: forget the others, restore the new ones, read on in those that stay."""
+        async with self._turn:
+            for number in set(self.partitions) - numbers:
+                del self.partitions[number]
+                if self._cold is not None:
+                    self._cold.drop(number)
+            for number in numbers - set(self.partitions):
+                self.partitions[number] = self._new_partition(number, len(numbers))
+            restored = await restore(self.partitions.values(), self.settings, self.metrics, self.in_thread)
+        self._count_state()
+        self._flushed_at = self._snapshot_at = time.monotonic()
+        self.ready = True
+        self.metrics.ready.set(1)
+        return restored
+
+    def _new_partition(self, number: int, held: int) -> Partition:
+        arena = Arena(self.recommender.state_size, self.settings.top_k)
+        cold = None if self._cold is None else self._cold.partition(number)
+        limit = self.settings.max_resident_users // max(held, 1) or None
+        return Partition(number, UserStore(arena, self.recommender.items, cold, limit if cold else None))
+
+    def _count_state(self) -> None:
+        stores = [partition.store for partition in self.partitions.values()]
+        self.metrics.users.labels("resident").set(sum(store.resident for store in stores))
+        self.metrics.users.labels("cold").set(sum(store.cold for store in stores))
+        self.metrics.state_bytes.set(sum(store.arena.nbytes for store in stores))
+        self.metrics.items.set(len(self.recommender.items) - 1)

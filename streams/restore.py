@@ -1,0 +1,191 @@
+"""Bring a partition's users back before its first event: local snapshot, then the changelog behind it.
+
+Each step is a bulk operation: record batches from the fetcher, records decoded as one array. A partition that stays with
+this worker over a rebalance only reads what was written since, which is nothing unless another worker owned it.
+"""
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable, Iterable
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+from aiokafka import AIOKafkaConsumer, TopicPartition
+
+from state.errors import StateError
+from state.record import decode
+from state.snapshot import read
+from streams.fetch import RecordBatch, fetch_batches
+from streams.kafka import client_options
+from streams.metrics import Metrics
+from streams.partition import Partition, snapshot_path
+from streams.settings import Settings
+from streams.topics import CHANGELOG
+
+MAX_SNAPSHOT_AGE_MS: Final = 20 * 3600 * 1000  # tombstones stay readable for 24 h (delete.retention.ms)
+_CHUNK_EVENTS: Final = 50_000
+_FETCH_BYTES: Final = 8 << 20
+
+log = logging.getLogger(__name__)
+InThread = Callable[..., Awaitable[Any]]
+
+
+@dataclass(slots=True)
+class Restored:
+    """How much a restore read and how long it took."""
+
+    snapshot_users: int = 0
+    snapshot_seconds: float = 0.0
+    records: int = 0
+    changelog_seconds: float = 0.0
+
+
+async def restore(
+    partitions: Iterable[Partition], settings: Settings, metrics: Metrics, in_thread: InThread
+) -> Restored:
+    """Make every partition's store reflect its changelog to the end.
+
+    Args:
+        partitions: the partitions; those never restored (`changelog_next` -1) start from their snapshot.
+        settings: brokers and directories.
+        metrics: counters of what was read.
+        in_thread: runs a function in the thread that computes, and returns its result.
+
+    Raises:
+        aiokafka.errors.KafkaError: the changelog cannot be read.
+    """
+    targets = {TopicPartition(CHANGELOG, partition.number): partition for partition in partitions}
+    total = Restored()
+    if not targets:
+        return total
+    consumer = AIOKafkaConsumer(
+        **client_options(settings), group_id=None, enable_auto_commit=False, auto_offset_reset="none",
+        max_partition_fetch_bytes=_FETCH_BYTES, fetch_max_bytes=4 * _FETCH_BYTES,
+    )  # fmt: skip
+    await consumer.start()
+    try:
+        consumer.assign(list(targets))
+        first, ends = await consumer.beginning_offsets(list(targets)), await consumer.end_offsets(list(targets))
+        for tp, partition in targets.items():
+            if partition.changelog_next < 0:
+                started = time.perf_counter()
+                total.snapshot_users += await in_thread(_load_snapshot, partition, settings, first[tp], ends[tp])
+                total.snapshot_seconds += time.perf_counter() - started
+            partition.changelog_next = max(partition.changelog_next, first[tp])
+            consumer.seek(tp, partition.changelog_next)
+        started = time.perf_counter()
+        total.records = await _read_changelog(consumer, targets, ends, metrics, in_thread)
+        total.changelog_seconds = time.perf_counter() - started
+    finally:
+        await consumer.stop()
+    if total.snapshot_users:
+        metrics.restore_seconds.labels("snapshot").set(total.snapshot_seconds)
+        metrics.restore_users.labels("snapshot").set(total.snapshot_users)
+        metrics.restore_records.labels("snapshot").inc(total.snapshot_users)
+    metrics.restore_seconds.labels("changelog").set(total.changelog_seconds)
+    metrics.restore_users.labels("changelog").set(total.records)
+    metrics.restore_records.labels("changelog").inc(total.records)
+    return total
+
+
+def _load_snapshot(partition: Partition, settings: Settings, first: int, end: int) -> int:
+    """Load the partition's snapshot if it fits the changelog; returns its users, 0 when there is none to use."""
+    path = snapshot_path(settings.state_dir, settings.app_id, partition.number)
+    try:
+        snapshot = read(path)
+        if snapshot is None:
+            return 0
+        meta = snapshot.meta
+        age_ms = int(time.time() * 1000) - meta.created_ms
+        if (
+            meta.partition != partition.number
+            or not first <= meta.changelog_offset <= end
+            or age_ms > MAX_SNAPSHOT_AGE_MS
+        ):
+            log.info("The snapshot %s does not fit its changelog or is too old: reading the changelog instead", path)
+            return 0
+        users = partition.store.restore(snapshot)
+    except StateError as error:
+        log.warning("%s Reading the changelog instead.", error)
+        return 0
+    partition.changelog_next = partition.snapshot_next = meta.changelog_offset
+    return users
+
+
+async def _read_changelog(
+    consumer: Any,
+    targets: dict[TopicPartition, Partition],
+    ends: dict[TopicPartition, int],
+    metrics: Metrics,
+    in_thread: InThread,
+) -> int:
+    """Read until every partition has reached the end it had at the start; nobody else writes to it meanwhile."""
+    unread = {tp for tp, partition in targets.items() if partition.changelog_next < ends[tp]}
+    consumer.pause(*(set(targets) - unread))
+    records = 0
+    loading: Awaitable[int] | None = None
+    while unread:
+        fetched = await fetch_batches(
+            consumer._fetcher, unread, may_take=lambda: True, in_batches=lambda _topic: True, timeout_seconds=1.0,
+            max_events=_CHUNK_EVENTS,
+        )  # fmt: skip
+        if loading is not None:  # the fetch above overlapped with loading the chunk before
+            metrics.restore_bad.inc(await loading)
+        chunk: list[tuple[Partition, RecordBatch]] = []
+        for tp, batches in fetched.items():
+            for batch in batches:
+                chunk.append((targets[TopicPartition(*tp)], batch))
+                records += len(batch)
+                if batch.next_offset >= ends[TopicPartition(*tp)]:
+                    unread.discard(TopicPartition(*tp))
+        loading = asyncio.ensure_future(in_thread(_load_records, chunk))
+    if loading is not None:
+        metrics.restore_bad.inc(await loading)
+    return records
+
+
+def _load_records(chunk: list[tuple[Partition, RecordBatch]]) -> int:
+    """Load fetched records; returns how many were unreadable."""
+    bad = 0
+    for partition, batch in chunk:
+        bad += _load_batch(partition, batch)
+        partition.changelog_next = batch.next_offset
+    return bad
+
+
+def _load_batch(partition: Partition, batch: RecordBatch) -> int:
+    """The newest record of each user wins; a tombstone erases.
+
+    Newest is judged by the offsets inside the record, not by its place: a worker that lost its partitions while it was
+    suspended may still write one flush, which must not take users back.
+    """
+    store = partition.store
+    deleted = {key for key, value in zip(batch.keys, batch.values, strict=True) if value is None and key is not None}
+    latest = dict(zip(batch.keys, range(len(batch)), strict=True))
+    candidates = [
+        i for i, (key, value) in enumerate(zip(batch.keys, batch.values, strict=True))
+        if value is not None and key is not None and (key not in deleted or latest[key] == i)
+    ]  # fmt: skip
+    if deleted:
+        store.forget([key.decode() for key in deleted])
+    values = [value for i in candidates if (value := batch.values[i]) is not None]
+    rows, bad = decode(values, store.arena.state_size)
+    progress = rows["offsets"].sum(axis=1)
+    order = np.argsort(progress, kind="stable")
+    newest = {batch.keys[candidates[i]]: i for i in order[~bad[order]].tolist()}
+    users = [key.decode() for key in newest if key is not None]
+    rows = rows[np.fromiter(newest.values(), np.int64, len(newest))]
+    held = store.arena.find_many(users)
+    known = held >= 0
+    if known.any():
+        ahead = np.zeros(len(users), np.bool_)
+        ahead[known] = store.arena.offsets[held[known]].sum(axis=1) > rows["offsets"][known].sum(axis=1)
+        if ahead.any():
+            rows = rows[~ahead]
+            users = [user for user, skip in zip(users, ahead.tolist(), strict=True) if not skip]
+    store.load_rows(users, rows)
+    if bad.any():
+        log.error("%d state records of partition %d are unreadable and were skipped", int(bad.sum()), partition.number)
+    return int(bad.sum())

@@ -1,0 +1,122 @@
+"""Recommendations as people read them: who, when, why, and titles instead of ids."""
+
+import asyncio
+import datetime as dt
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import orjson
+from aiokafka.structs import TopicPartition
+from rich.console import Console
+from rich.text import Text
+
+from streams.kafka import broker_errors, read_to_end, reader
+from streams.replay import partition_of
+from streams.settings import Settings
+from streams.topics import ITEMS, RECOMMENDATIONS, require_topics
+
+_EVENT_WORDS = {"clicks": "clicked", "views": "viewed", "purchases": "bought"}
+
+
+async def read_titles(settings: Settings) -> dict[str, str]:
+    """Titles by item id: the newest catalogue entry of every item, as the topic `items` has them now.
+
+    Raises:
+        BrokerError: when Kafka cannot be reached.
+    """
+    titles: dict[str, str] = {}
+    partitions = [TopicPartition(ITEMS, number) for number in range(settings.partitions)]
+    with broker_errors(settings, "read the catalogue"):
+        async with reader(settings, partitions) as consumer:
+            async for records in read_to_end(consumer, partitions):
+                for record in records:
+                    item = (record.key or b"").decode(errors="replace")
+                    title = _object(record.value).get("title")
+                    if isinstance(title, str) and title:
+                        titles[item] = title
+                    else:  # a tombstone, or an entry without a title
+                        titles.pop(item, None)
+    return titles
+
+
+async def follow(
+    settings: Settings,
+    user: str | None = None,
+    limit: int | None = None,
+    earliest: bool = False,
+    console: Console | None = None,
+) -> int:
+    """Print recommendations as they come.
+
+    Args:
+        settings: Brokers and partitions.
+        user: Only this user's.
+        limit: End after so many; None goes on for ever.
+        earliest: Begin with the oldest one kept instead of new ones.
+        console: Where to print; standard output by default.
+
+    Returns:
+        How many were printed.
+
+    Raises:
+        BrokerError: when Kafka cannot be reached or the topics are missing.
+    """
+    out = console or Console(highlight=False)
+    await asyncio.to_thread(require_topics, settings, [ITEMS, RECOMMENDATIONS])
+    started_ms = 0 if earliest else int(time.time() * 1000)
+    titles = await read_titles(settings)
+    # A user's messages are all on one partition; the others need not be read.
+    numbers = range(settings.partitions) if user is None else [partition_of(user, settings.partitions)]
+    partitions = [TopicPartition(RECOMMENDATIONS, number) for number in numbers]
+    printed = 0
+    with broker_errors(settings, "read recommendations"):
+        async with reader(settings, partitions) as consumer:
+            if not earliest:
+                await consumer.seek_to_end(*partitions)
+            while True:
+                for records in (await consumer.getmany(timeout_ms=500)).values():
+                    for record in records:
+                        # The broker's idea of the end may be a batch early: leave out what was there before us.
+                        if record.timestamp < started_ms:
+                            continue
+                        message = _object(record.value)
+                        if user is not None and message.get("user_id") != user:
+                            continue
+                        out.print(line(message, titles), soft_wrap=True)
+                        printed += 1
+                        if limit is not None and printed >= limit:
+                            return printed
+
+
+def line(message: Mapping[str, Any], titles: Mapping[str, str]) -> Text:
+    """One recommendation message as one line.
+
+    Args:
+        message: The decoded message.
+        titles: Titles by item id; an id without one stands for itself.
+    """
+    event = message.get("event") or {}
+    made_ms = message.get("generated_at")
+    made = dt.datetime.fromtimestamp(made_ms / 1000, dt.UTC).astimezone() if isinstance(made_ms, int | float) else None
+    topic = str(event.get("topic", "?"))
+    items = [entry for entry in message.get("items") or [] if isinstance(entry, dict)]
+    names = [
+        f"{titles.get(str(entry.get('item_id')), str(entry.get('item_id')))} ({float(entry.get('score', 0)):.2f})"
+        for entry in items
+    ]
+    return Text.assemble(
+        (f"{made:%H:%M:%S} " if made else "", "dim"),
+        (str(message.get("user_id")), "bold cyan"),
+        f" {_EVENT_WORDS.get(topic, topic)} -> ",
+        ", ".join(names) or "nothing",
+        (f"  [{message.get('model_version')}]", "dim"),
+    )
+
+
+def _object(value: bytes | None) -> dict[str, Any]:
+    try:
+        decoded = orjson.loads(value or b"null")
+    except orjson.JSONDecodeError:
+        return {}
+    return decoded if isinstance(decoded, dict) else {}

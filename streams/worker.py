@@ -1,0 +1,50 @@
+"""One worker process: settings in, running until a signal, exit code out."""
+
+import asyncio
+import logging
+import sys
+from pathlib import Path
+from typing import Final
+
+import faust
+import uvloop
+
+from state.errors import StateError
+from streams.app import create_app
+from streams.settings import Settings
+from streams.topics import require_topics
+from streams.warmup import warm_up
+
+_SWITCH_SECONDS: Final = 0.0005  # the event loop waits at most so long for the compute thread to yield the interpreter
+
+
+def run_worker(settings: Settings, index: int = 0) -> None:
+    """Consume, advance and recommend until SIGTERM or Ctrl-C; then flush, commit and leave the group.
+
+    Args:
+        settings: all settings.
+        index: number of this worker on its host.
+
+    Raises:
+        RecstreamError: the broker cannot be reached or a topic is not as it must be.
+        SystemExit: with a non-zero code when the worker crashed.
+    """
+    require_topics(settings)
+    _prepare(settings.state_dir / settings.app_id)
+    warm_up()
+    sys.setswitchinterval(_SWITCH_SECONDS)
+    loop = uvloop.new_event_loop()
+    asyncio.set_event_loop(loop)
+    worker_app = create_app(settings, index)
+    worker = faust.Worker(worker_app.app, loop=loop, loglevel="INFO", redirect_stdouts=False, quiet=True)
+    logging.getLogger("aiokafka").setLevel(logging.WARNING)
+    worker.execute_from_commandline()
+
+
+def _prepare(directory: Path) -> None:
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StateError(
+            f"cannot create {directory}", str(error), "set RECSTREAM_STATE_DIR (or --state-dir) to a writable directory"
+        ) from error

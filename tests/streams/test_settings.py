@@ -1,0 +1,93 @@
+import pytest
+
+from streams.settings import Settings, SettingsError, load_settings
+
+
+@pytest.fixture(autouse=True)
+def _no_surroundings(monkeypatch, tmp_path):
+    import os
+
+    for name in list(os.environ):
+        if name.startswith("RECSTREAM_"):
+            monkeypatch.delenv(name)
+    monkeypatch.chdir(tmp_path)  # no .env
+
+
+def test_defaults_are_the_documented_ones():
+    settings = load_settings()
+    assert (settings.brokers, settings.partitions, settings.top_k, settings.emit) == (
+        "127.0.0.1:9092", 8, 10, "every-event",
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "value"),
+    [
+        ("BROKERS", "a:1, b:2", "a:1,b:2"),
+        ("REGISTRY", "s3://models/shop", "s3://models/shop"),
+        ("HTTP_PORT", "7000", 7000),
+        ("PARTITIONS", "16", 16),
+        ("TOP_K", "20", 20),
+        ("EMIT", "latest", "latest"),
+    ],
+)
+def test_environment_names(monkeypatch, name, text, value):
+    monkeypatch.setenv(f"RECSTREAM_{name}", text)
+    assert getattr(load_settings(), name.lower()) == value
+
+
+def test_an_option_beats_the_environment_and_an_absent_one_does_not(monkeypatch):
+    monkeypatch.setenv("RECSTREAM_TOP_K", "20")
+    assert load_settings(top_k=5).top_k == 5
+    assert load_settings(top_k=None).top_k == 20
+
+
+def test_dot_env_file(tmp_path):
+    (tmp_path / ".env").write_text("RECSTREAM_PARTITIONS=3\nOTHER=1\n")
+    assert load_settings().partitions == 3
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("BROKERS", "localhost"),
+        ("BROKERS", "localhost:99999"),
+        ("BROKERS", ""),
+        ("PARTITIONS", "0"),
+        ("TOP_K", "ten"),
+        ("EMIT", "sometimes"),
+        ("HTTP_PORT", "-1"),
+        ("APP_ID", "has space"),
+    ],
+)
+def test_an_invalid_setting_says_what_why_and_the_fix(monkeypatch, name, text):
+    monkeypatch.setenv(f"RECSTREAM_{name}", text)
+    with pytest.raises(SettingsError) as caught:
+        load_settings()
+    assert caught.value.what == "settings are invalid"
+    assert f"RECSTREAM_{name}={text!r}" in caught.value.why
+    assert f"RECSTREAM_{name}" in caught.value.fix
+    assert f"--{name.lower().replace('_', '-')}" in caught.value.fix
+
+
+def test_every_bad_setting_is_named_at_once(monkeypatch):
+    monkeypatch.setenv("RECSTREAM_TOP_K", "0")
+    monkeypatch.setenv("RECSTREAM_PARTITIONS", "0")
+    with pytest.raises(SettingsError, match=r"RECSTREAM_PARTITIONS.*RECSTREAM_TOP_K"):
+        load_settings()
+
+
+def test_settings_do_not_change_and_hide_the_password():
+    settings = load_settings(sasl_password="secret-word")
+    with pytest.raises(ValueError, match="frozen"):
+        settings.top_k = 3  # type: ignore[misc]
+    assert "secret-word" not in repr(settings)
+    assert settings.sasl_password.get_secret_value() == "secret-word"
+
+
+def test_every_field_is_described():
+    undescribed = [name for name, field in Settings.model_fields.items() if not field.description]
+    assert set(undescribed) <= {
+        "security_protocol", "sasl_mechanism", "sasl_username", "sasl_password",
+        "ssl_ca_file", "ssl_cert_file", "ssl_key_file",
+    }  # fmt: skip
