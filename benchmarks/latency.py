@@ -45,7 +45,8 @@ def main(
     try:
         wanted = [int(rate) for rate in rates.split(",")]
     except ValueError as exc:
-        raise typer.BadParameter("whole numbers, as in 1000,5000", param_hint="--rates") from exc
+        what = f"{rates!r} is not whole numbers, as in 1000,5000"
+        raise typer.BadParameter(what, param_hint="--rates") from exc
     measured: dict[str, Rates] = {}
     with bench() as rig:
         machine = describe(rig.broker, rig.cores)

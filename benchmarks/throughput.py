@@ -1,8 +1,8 @@
 """Events per second of one process on one core: recstream against three baselines.
 
-All contenders read the same log from the same broker, one after another, the quick ones several times in turn. The log is
-there before they start. Speed is taken from the outside: how the output topic's end offsets grow between 10% and 90% of
-the events answered, so starting, joining the group, compiling and the last partly filled batches are left out. Slow
+All contenders read the same log from the same broker, one after another, the quick ones several times in turn. The log
+is there before they start. Speed is taken from the outside: how the output topic's end offsets grow between 10% and 90%
+of the events answered, so starting, joining the group, compiling and the last partly filled batches are left out. Slow
 contenders answer a prefix of the log. One unmeasured run of the bare loop warms the broker first.
 """
 
@@ -48,9 +48,8 @@ def main(
     """
     unknown = set(skip or ()) - set(CONTENDERS)
     if unknown:
-        raise typer.BadParameter(
-            f"{', '.join(sorted(unknown))}: choose from {', '.join(CONTENDERS)}", param_hint="--skip"
-        )
+        what = f"{', '.join(sorted(unknown))}: choose from {', '.join(CONTENDERS)}"
+        raise typer.BadParameter(what, param_hint="--skip")
     names = [name for name in CONTENDERS if name not in (skip or ())]
     with bench() as rig:
         machine = describe(rig.broker, rig.cores)

@@ -24,7 +24,7 @@ from state.errors import RecstreamError
 
 HELD_OUT: Final = 0.1  # newest share of the events
 FINISH: Final = 2  # epochs over everything once the best epoch is known
-FINISH_RATE: Final = 0.3  # of the learning rate, for those
+FINISH_RATE: Final = 0.5  # of the learning rate, for those
 PATIENCE: Final = 3  # epochs without a better held-out NDCG@10
 FEWEST_JUDGED: Final = 20  # held-out events; on fewer the best epoch would be chosen by chance
 JUDGED: Final = "ndcg@10"
@@ -97,9 +97,10 @@ def fit_first_model(
         network = Network(NetworkConfig(len(vocabulary), cell, hidden, embedding, dropout)).to(device)
     from_ms, wanted = _held_out(source)
     course = _Course(network, epochs, seed, settings, progress)
-    metrics = course.search(source if from_ms is None else source.before(from_ms), source, wanted)
+    past = source if from_ms is None else source.before(from_ms)
+    metrics = course.search(past, source, wanted)
     if from_ms is not None:
-        course.finish(source)
+        course.finish(past, source)
     lineage = {
         "origin": "fit",
         "events": len(source),
@@ -149,7 +150,7 @@ class _Course:
         """Train on ``past`` until ``wanted`` events are ranked no better; the network ends as its best epoch."""
         counts = past.counts(self._network.config.items)
         with torch.no_grad():
-            self._network.item_bias.copy_(popularity_bias(counts))
+            self._network.item_bias.copy_(self._popularity(counts))
         trainer = Trainer(self._network, counts, self._epochs, self._seed, self._settings)
         weights, best_epoch, loss = copy.deepcopy(self._network.state_dict()), 0, float("nan")
         for epoch in range(1, self._epochs + 1):
@@ -170,14 +171,20 @@ class _Course:
             "loss": None if math.isnan(loss) else round(loss, 6),
         }
 
-    def finish(self, source: Histories) -> None:
-        """Learn everything, the held-out slice included, at a falling tenth of the rate."""
+    def finish(self, past: Histories, source: Histories) -> None:
+        """Learn everything, the slice held out after ``past`` included, at a part of the rate."""
         if self._stopped:
             return
+        counts = source.counts(self._network.config.items)
+        with torch.no_grad():  # an item first seen in the slice starts at its popularity, not at that of a stranger
+            self._network.item_bias.add_(self._popularity(counts) - self._popularity(past.counts(len(counts))))
         settings = replace(self._settings, learning_rate=self._settings.learning_rate * FINISH_RATE, warmup=0.0)
-        trainer = Trainer(self._network, source.counts(self._network.config.items), FINISH, self._seed + 1, settings)
+        trainer = Trainer(self._network, counts, FINISH, self._seed + 1, settings)
         for epoch in range(1, FINISH + 1):
             trainer.epoch(source, self._reporter(self._epochs + epoch))
+
+    def _popularity(self, counts: NDArray[np.int64]) -> torch.Tensor:
+        return popularity_bias(counts).to(self._network.item_bias.device)
 
     def _reporter(self, epoch: int) -> Callable[[float, float], bool]:
         total = self._epochs + FINISH

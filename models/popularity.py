@@ -1,81 +1,152 @@
-"""Decayed popularity: what a worker recommends before it has a model, and what every model must beat.
+"""Popularity of items under several exponential decays, learnt from every event at once.
 
-Forward decay (Cormode, Shkapenyuk, Srivastava, Xu: "Forward decay: a practical time decay model for streaming systems",
-ICDE 2009): an event at time t adds 2^((t - landmark) / half-life), so older counts need no touching and events may come
-in any order.
+Each event adds one to its item; all other items fade. Instead of touching every item at every event, the weight of one
+event grows: an event at position n adds ``2 ** (n / half_life)``, and only ratios are ever read. When that number
+becomes large everything is divided by it. Since fading multiplies all items alike, only the item of the event can enter
+a list of the most popular ones, so the lists are exact at every moment and cost a few nanoseconds to keep.
+
+Letters: C items the arrays have room for, L half-lives, T length of a list of the most popular items.
 """
 
-from typing import Final
+from typing import Any, Final, NamedTuple
 
+import numba as nb
 import numpy as np
 from numpy.typing import NDArray
 
-_MAX_EXPONENT: Final = 60.0  # 2^60 is where the landmark moves, far from the limits of a float64
-_REFRESH_SHARE: Final = 64  # the list is sorted anew after (items / 64) events: constant work per event
+HALF_LIVES: Final = (100.0, 1_000.0, 10_000.0, 100_000.0)  # events: a spread of three decades, the weights are learnt
+LISTED: Final = 32
+_RESCALE_AT: Final = 1e12  # leaves float32 26 decades above its smallest number for items not seen for long
+_NOTHING: Final = -1e30  # log of no weight at all: finite, so that differences stay numbers
+_FORGOTTEN: Final = np.float32(1e-30)
+
+jit = nb.njit(cache=True, nogil=True, error_model="numpy", fastmath={"contract", "nsz", "arcp"})
+
+
+class PopularityArrays(NamedTuple):
+    """What the kernels see."""
+
+    weight: NDArray[np.float32]  # (C, L) in units that grow with time
+    log_weight: NDArray[np.float32]  # (C, L)
+    scale: NDArray[np.float64]  # (L,) weight of one event now
+    mass: NDArray[np.float64]  # (L,) decayed number of events
+    decay: NDArray[np.float64]  # (L,) per event
+    listed: NDArray[np.uint8]  # (C,) bit l: the item stands in list l
+    top: NDArray[np.int32]  # (L, T) most popular items, unordered, 0 = empty
+
+
+@jit  # type: ignore[untyped-decorator]
+def note(arrays: PopularityArrays, item: np.int32, times: float) -> None:
+    """Count ``times`` events of one item."""
+    for life in range(arrays.scale.shape[0]):
+        decay = arrays.decay[life] if times == 1.0 else arrays.decay[life] ** times
+        arrays.scale[life] /= decay
+        arrays.mass[life] = arrays.mass[life] * decay + times
+        arrays.weight[item, life] += np.float32(times * arrays.scale[life])
+        if arrays.scale[life] > _RESCALE_AT:
+            _rescale(arrays, life)
+        arrays.log_weight[item, life] = np.float32(np.log(arrays.weight[item, life]))
+        if not (arrays.listed[item] >> life) & 1:
+            _enter(arrays, life, item)
+
+
+@jit  # type: ignore[untyped-decorator]
+def _enter(arrays: PopularityArrays, life: int, item: np.int32) -> None:
+    """Put the item into the list in place of the weakest, if it is stronger."""
+    top = arrays.top[life]
+    weakest, least = 0, np.float32(np.inf)
+    for place in range(top.shape[0]):
+        weight = arrays.weight[top[place], life]  # item 0 weighs nothing: empty places are the weakest
+        if weight < least:
+            weakest, least = place, weight
+    if arrays.weight[item, life] > least:
+        arrays.listed[top[weakest]] &= ~np.uint8(1 << life)
+        top[weakest] = item
+        arrays.listed[item] |= np.uint8(1 << life)
+
+
+@jit  # type: ignore[untyped-decorator]
+def _rescale(arrays: PopularityArrays, life: int) -> None:
+    factor = np.float32(1.0 / arrays.scale[life])
+    shift = np.float32(np.log(arrays.scale[life]))
+    for item in range(arrays.weight.shape[0]):
+        weight = arrays.weight[item, life] * factor
+        if weight > _FORGOTTEN:
+            arrays.weight[item, life] = weight
+            arrays.log_weight[item, life] -= shift
+        else:
+            arrays.weight[item, life] = 0
+            arrays.log_weight[item, life] = _NOTHING
+    arrays.scale[life] = 1.0
+
+
+@jit  # type: ignore[untyped-decorator]
+def _note_many(arrays: PopularityArrays, items: NDArray[np.int32], times: NDArray[np.float32]) -> None:
+    for i in range(items.shape[0]):
+        if items[i] > 0:
+            note(arrays, items[i], times[i])
 
 
 class Popularity:
-    """Decayed event counts by item number, and the current best list.
+    """Decayed event counts of items, by item number, at several half-lives.
 
-    >>> popularity = Popularity(half_life_ms=1000.0)
-    >>> popularity.learn(np.array([1, 1, 2], np.int32), np.array([0, 0, 5000]))
-    >>> popularity.top(2)[0].tolist()
-    [2, 1]
+    Example:
+        >>> popularity = Popularity()
+        >>> popularity.learn(np.array([3, 1, 3], np.int32))
+        >>> popularity.shares(np.array([3, 1, 2], np.int32), 1_000.0).round(2).tolist()
+        [0.67, 0.33, 0.0]
     """
 
-    def __init__(self, half_life_ms: float) -> None:
-        self._half_life_ms = half_life_ms
-        self._landmark_ms: int | None = None
-        self._weights = np.zeros(1024)
-        self._total = 0.0
-        self._seen = 1  # numbers below this one may have a weight
-        self._since_sort = 0
-        self._sorted: NDArray[np.int32] = np.zeros(0, np.int32)
-        self._places = np.full(1024, np.iinfo(np.int32).max, np.int32)
-        self._sorted_for = -1
+    def __init__(self, capacity: int = 1024, half_lives: tuple[float, ...] = HALF_LIVES) -> None:
+        self.half_lives = half_lives
+        lives = len(half_lives)
+        self.arrays = PopularityArrays(
+            weight=np.zeros((capacity, lives), np.float32),
+            log_weight=np.full((capacity, lives), _NOTHING, np.float32),
+            scale=np.ones(lives),
+            mass=np.zeros(lives),
+            decay=0.5 ** (1.0 / np.array(half_lives)),
+            listed=np.zeros(capacity, np.uint8),
+            top=np.zeros((lives, LISTED), np.int32),
+        )
 
-    def learn(self, items: NDArray[np.int32], times_ms: NDArray[np.int64]) -> None:
-        """Count events (E,) at their times."""
+    def reserve(self, capacity: int) -> None:
+        """Make room for item numbers below ``capacity``."""
+        arrays = self.arrays
+        if capacity > len(arrays.weight):
+            self.arrays = arrays._replace(
+                weight=grown(arrays.weight, capacity),
+                log_weight=grown(arrays.log_weight, capacity, _NOTHING),
+                listed=grown(arrays.listed, capacity),
+            )
+
+    def learn(self, items: NDArray[np.int32], times: NDArray[np.float32] | None = None) -> None:
+        """Count events of items (N,) in order, each ``times`` (N,) often (once when None); item 0 is skipped."""
         if not len(items):
             return
-        if self._landmark_ms is None:
-            self._landmark_ms = int(times_ms[0])
-        exponents = (times_ms - self._landmark_ms) / self._half_life_ms
-        if exponents.max() > _MAX_EXPONENT:
-            newest = int(times_ms.max())
-            fade = float(np.exp2(-(newest - self._landmark_ms) / self._half_life_ms))
-            self._weights *= fade
-            self._total *= fade
-            self._landmark_ms = newest
-            exponents = (times_ms - newest) / self._half_life_ms
-        highest = int(items.max())
-        if highest + 1 >= len(self._weights):  # the last entry stays empty, for items `places` does not know
-            self._weights = np.concatenate([self._weights, np.zeros(max(len(self._weights), highest + 2))])
-            places = np.full(len(self._weights), np.iinfo(np.int32).max, np.int32)
-            places[: len(self._places)] = self._places
-            self._places = places
-        added = np.exp2(exponents)
-        np.add.at(self._weights, items, added)
-        self._total += float(added.sum())
-        self._seen = max(self._seen, highest + 1)
-        self._since_sort += len(items)
+        if int(items.max()) >= len(self.arrays.weight):
+            self.reserve(1 << int(items.max()).bit_length())
+        _note_many(self.arrays, items, np.ones(len(items), np.float32) if times is None else times)
 
-    def top(self, count: int) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
-        """The best `count` item numbers (fewer while fewer are known) and their shares of all events, best first."""
-        if self._since_sort * _REFRESH_SHARE >= self._seen or count != self._sorted_for:
-            weights = self._weights[: self._seen]
-            order = np.argsort(-weights, kind="stable") if self._seen <= 4 * count else _partial_sort(weights, count)
-            self._places[self._sorted] = np.iinfo(np.int32).max
-            self._sorted = order[weights[order] > 0][:count].astype(np.int32)
-            self._places[self._sorted] = np.arange(len(self._sorted), dtype=np.int32)
-            self._since_sort, self._sorted_for = 0, count
-        return self._sorted, (self._weights[self._sorted] / max(self._total, 1e-300)).astype(np.float32)
+    def shares(self, items: NDArray[np.int32], half_life: float) -> NDArray[np.float64]:
+        """Share of the decayed events that were of each item (N,), for one of the half-lives."""
+        life = self.half_lives.index(half_life)
+        arrays = self.arrays
+        whole = max(arrays.scale[life] * arrays.mass[life], 1e-300)
+        shares: NDArray[np.float64] = arrays.weight[items, life].astype(np.float64) / whole
+        return shares
 
-    def places(self, items: NDArray[np.int32]) -> NDArray[np.int32]:
-        """Place of each item, any shape, in the list `top` last returned: 0 = best, a huge number when not in it."""
-        return self._places.take(items, mode="clip") if items.size else np.zeros(items.shape, np.int32)
+    def to_arrays(self) -> dict[str, NDArray[np.generic]]:
+        """Everything learnt, as arrays to store."""
+        return {name: value.copy() for name, value in self.arrays._asdict().items()}
+
+    def load_arrays(self, stored: dict[str, NDArray[np.generic]]) -> None:
+        """Continue from what `to_arrays` gave."""
+        self.arrays = PopularityArrays(**{name: stored[name].copy() for name in PopularityArrays._fields})  # type: ignore[arg-type]
 
 
-def _partial_sort(weights: NDArray[np.float64], count: int) -> NDArray[np.int64]:
-    best = np.argpartition(-weights, count)[: count + 1]
-    return best[np.lexsort((best, -weights[best]))]
+def grown(array: NDArray[Any], capacity: int, fill: float = 0) -> NDArray[Any]:
+    """A copy of (C, ...) with room for ``capacity`` rows, new rows filled with ``fill``."""
+    larger = np.full((capacity, *array.shape[1:]), fill, array.dtype)
+    larger[: len(array)] = array
+    return larger

@@ -35,7 +35,7 @@ class TrainingSettings:
     warmup: float = 0.04
     weight_decay: float = 0.01
     window: int = 100
-    batch_steps: int = 3200
+    batch_steps: int = 1600
     batches: int = 30
     item_dropout: float = 0.05
     clip: float = 1.0

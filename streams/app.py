@@ -43,12 +43,13 @@ class WorkerApp:
     metrics: Metrics
 
 
-def create_app(settings: Settings, index: int = 0) -> WorkerApp:
+def create_app(settings: Settings, index: int = 0, changelog_id: str = "") -> WorkerApp:
     """Build a worker's app; nothing connects before it is started.
 
     Args:
         settings: all settings.
         index: number of this worker on its host; its HTTP port is `http_port + index`.
+        changelog_id: the broker's id of the changelog, which local snapshots must match.
     """
     app = _App(
         settings.app_id,
@@ -76,7 +77,7 @@ def create_app(settings: Settings, index: int = 0) -> WorkerApp:
         settings.emit == "latest",
         settings.popularity_half_life_hours * _HOUR_MS,
     )
-    pipeline = Pipeline(settings, recommender, metrics)
+    pipeline = Pipeline(settings, recommender, metrics, changelog_id)
 
     async def before_revoke(_partitions: set[TP]) -> None:
         await pipeline.drain(snapshot=app.should_stop)

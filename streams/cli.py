@@ -11,7 +11,7 @@ from typer.core import TyperGroup
 
 from state.errors import RecstreamError
 from streams import options
-from streams.console import print_json, progress_bar, screen, show_error
+from streams.console import print_json, progress_bar, say, screen, show_error
 from streams.settings import SettingsError, load_settings
 
 EXIT_FAILURE, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
@@ -43,7 +43,7 @@ app = typer.Typer(
     help="Recommendations from a stream of clicks, views and purchases, fresh after every event.\n\n"
     "`recstream demo` shows everything at once with a broker of its own. With a Kafka of yours: `recstream doctor`, "
     "`recstream topics create`, `recstream fit`, `recstream worker`, `recstream replay`, `recstream tail`.\n\n"
-    "Every setting is an environment variable RECSTREAM_<NAME>, a line in .env, or an option of the command.",
+    "Every setting is an environment variable `RECSTREAM_<NAME>`, a line in .env, or an option of the command.",
 )
 topics_app = typer.Typer(no_args_is_help=True, help="Create the Kafka topics, or show how they are.")
 app.add_typer(topics_app, name="topics")
@@ -113,7 +113,7 @@ def create(
 
     states = create_topics(load_settings(brokers=brokers, partitions=partitions, replication=replication))
     made = sum(state.created for state in states)
-    screen().print(f"{made} topics created, {len(states) - made} were there")
+    say(f"{made} topics created, {len(states) - made} were there")
 
 
 @topics_app.command("describe")
@@ -160,7 +160,7 @@ def describe(
         Console(highlight=False).print(table)
     for state in states:
         if state.problem:
-            screen().print(f"[red]{state.spec.name} {state.problem}[/]; fix: {state.fix}", soft_wrap=True)
+            say(f"[red]{state.spec.name} {state.problem}[/]; fix: {state.fix}")
     if any(state.problem for state in states):
         raise typer.Exit(EXIT_FAILURE)
 
@@ -244,7 +244,7 @@ def replay(
         asyncio.run(produce_catalogue(settings, log.titles))
     with progress_bar("replay", len(events), "events") as bar:
         done = asyncio.run(produce_events(settings, events, rate=rate, speed=speed, on_progress=bar.to))
-    screen().print(
+    say(
         f"{done.events:,} events in {done.seconds:.1f} s, {done.events_per_second:,.0f} events/s; "
         f"{skipped:,} rows skipped" + "".join(f"; {reason}: {rows:,}" for reason, rows in events.skipped.items())
     )
@@ -266,7 +266,7 @@ def fit(
     model: Annotated[Literal["gru", "lstm"], typer.Option(help="recurrent cell")] = "gru",
     hidden: Annotated[int, typer.Option(min=1, max=4096, help="width of a user's state")] = 128,
     embedding: Annotated[int, typer.Option(min=1, max=4096, help="width of an item's vector")] = 64,
-    epochs: Annotated[int, typer.Option(min=1, help="passes over the data")] = 10,
+    epochs: Annotated[int, typer.Option(min=1, help="most passes over the data; it stops when they do not help")] = 12,
     seed: Annotated[int, typer.Option(help="the same seed and data give the same model")] = 0,
     until: Annotated[
         float, typer.Option(min=0.01, max=1.0, help="fit on this oldest fraction of the events, leave the rest")
@@ -282,7 +282,7 @@ def fit(
 
     For example `recstream fit ml-100k --model gru --until 0.5`
 
-    `recstream fit events.parquet --model lstm --registry s3://models/shop`
+    or `recstream fit events.parquet --model lstm --registry s3://models/shop`
     """
     settings = load_settings(registry=registry)
     from streams.datasets import read_source
@@ -292,7 +292,16 @@ def fit(
     summary = fit_and_publish(
         settings, events, cell=model, hidden=hidden, embedding=embedding, epochs=epochs, seed=seed, until=until
     )
-    screen().print(f"published {summary['model_version']} in {settings.registry}")
+    metrics = summary["metrics"]
+    say(
+        f"published {summary['model_version']} in {settings.registry}: {summary['events']:,} events, "
+        f"{summary['users']:,} users, {summary['items']:,} items, {summary['seconds']:.0f} s"
+    )
+    if metrics.get("held_out_events"):
+        say(
+            f"held-out HR@10 {metrics['hr@10']:.4f}, NDCG@10 {metrics['ndcg@10']:.4f}; "
+            f"popularity {metrics['popularity_hr@10']:.4f}, {metrics['popularity_ndcg@10']:.4f}"
+        )
     if json:
         print_json(summary)
 
@@ -311,7 +320,7 @@ def tail(
 
     For example `recstream tail --user 196`
 
-    `recstream tail --from earliest --limit 10`
+    or `recstream tail --from earliest --limit 10`
     """
     settings = load_settings(brokers=brokers, partitions=partitions)
     from streams.tail import follow

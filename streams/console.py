@@ -6,7 +6,7 @@ from typing import Any
 
 import orjson
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
 from state.errors import RecstreamError
@@ -15,6 +15,11 @@ from state.errors import RecstreamError
 def screen() -> Console:
     """The console for people (standard error), so that standard output stays clean for pipes."""
     return Console(stderr=True, highlight=False)
+
+
+def say(text: str) -> None:
+    """Print a line for people, unbroken however narrow the terminal."""
+    screen().print(text, soft_wrap=True)
 
 
 def show_error(error: RecstreamError) -> None:
@@ -51,17 +56,17 @@ class Bar:
 
 @contextmanager
 def progress_bar(title: str, total: float | None = None, unit: str = "") -> Iterator[Bar]:
-    """A progress bar on the console for people; a single final line when that is not a terminal.
+    """A progress bar on the console for people; only its end is printed when that is not a terminal.
 
     Args:
         title: What is being done.
         total: How much there is to do, None when unknown.
-        unit: What is counted, for the rate; empty shows no rate.
+        unit: What is counted, for the rate; empty shows a percentage instead of counts.
     """
     progress = Progress(
         TextColumn(title),
         BarColumn(),
-        MofNCompleteColumn(),
+        MofNCompleteColumn() if unit else TaskProgressColumn(),
         TextColumn("{task.fields[rate]}"),
         TimeRemainingColumn(),
         console=screen(),

@@ -14,7 +14,7 @@ from rich.text import Text
 
 from state.errors import RecstreamError
 from streams.console import print_json
-from streams.kafka import admin
+from streams.kafka import REACH_HINT, admin
 from streams.settings import Settings
 from streams.topics import describe_topics
 
@@ -45,7 +45,10 @@ class Check:
 def examine(settings: Settings) -> list[Check]:
     """Run every check; none of them changes anything but a temporary file in the state directory."""
     checks = [*_versions()]
-    for check in (_broker, _topics, _model, _state_directory, _port):
+    brokers = [*_guarded(_broker, settings)]
+    reachable = all(check.fix != REACH_HINT for check in brokers)
+    checks += brokers
+    for check in (*([_topics] if reachable else []), _model, _state_directory, _port):
         checks.extend(_guarded(check, settings))
     return checks
 
@@ -91,7 +94,7 @@ def _versions() -> Iterator[Check]:
 
 
 def _broker(settings: Settings) -> Iterator[Check]:
-    with admin(settings, timeout_seconds=5) as client:
+    with admin(settings, timeout_seconds=3) as client:
         brokers = client.describe_cluster()["brokers"]
     names = ", ".join(f"{broker['host']}:{broker['port']}" for broker in brokers)
     few = len(brokers) < settings.replication

@@ -156,7 +156,7 @@ def hint(error: BaseException) -> str:
 
 
 @contextmanager
-def admin(settings: Settings, timeout_seconds: float = 5.0) -> Iterator[KafkaAdminClient]:
+def admin(settings: Settings, timeout_seconds: float = 3.0) -> Iterator[KafkaAdminClient]:
     """A connected admin client, closed at the end.
 
     Args:

@@ -53,11 +53,15 @@ class Pipeline(Service):  # type: ignore[misc]
         settings: all settings.
         recommender: models and item numbers.
         metrics: where to count.
+        changelog_id: which changelog local snapshots belong to.
     """
 
-    def __init__(self, settings: Settings, recommender: Recommender, metrics: Metrics, **kwargs: Any) -> None:
+    def __init__(
+        self, settings: Settings, recommender: Recommender, metrics: Metrics, changelog_id: str = "", **kwargs: Any
+    ) -> None:
         super().__init__(**kwargs)
         self.settings, self.recommender, self.metrics = settings, recommender, metrics
+        self._changelog_id = changelog_id
         self.partitions: dict[int, Partition] = {}
         self.ready = False
         self.progressed_at = time.monotonic()
@@ -196,7 +200,7 @@ class Pipeline(Service):  # type: ignore[misc]
         if flushed.snapshot is None or partition.changelog_next == partition.snapshot_next:
             return
         path = snapshot_path(self.settings.state_dir, self.settings.app_id, partition.number)
-        meta = SnapshotMeta(partition.number, partition.changelog_next, int(time.time() * 1000), self.settings.brokers)
+        meta = SnapshotMeta(partition.number, partition.changelog_next, int(time.time() * 1000), self._changelog_id)
         try:
             await asyncio.get_running_loop().run_in_executor(None, write, path, flushed.snapshot, meta)
         except RecstreamError as error:  # the changelog has everything: a missing snapshot only slows the next start
@@ -228,7 +232,9 @@ class Pipeline(Service):  # type: ignore[misc]
                     self._cold.drop(number)
             for number in numbers - set(self.partitions):
                 self.partitions[number] = self._new_partition(number, len(numbers))
-            restored = await restore(self.partitions.values(), self.settings, self.metrics, self.in_thread)
+            restored = await restore(
+                self.partitions.values(), self.settings, self._changelog_id, self.metrics, self.in_thread
+            )
         self._count_state()
         self._flushed_at = self._snapshot_at = time.monotonic()
         self.ready = True

@@ -13,6 +13,7 @@ from typing import Any, Final
 
 import numpy as np
 from aiokafka import AIOKafkaConsumer, TopicPartition
+from aiokafka.errors import KafkaTimeoutError
 
 from state.errors import StateError
 from state.record import decode
@@ -27,6 +28,7 @@ from streams.topics import CHANGELOG
 MAX_SNAPSHOT_AGE_MS: Final = 20 * 3600 * 1000  # tombstones stay readable for 24 h (delete.retention.ms)
 _CHUNK_EVENTS: Final = 50_000
 _FETCH_BYTES: Final = 8 << 20
+_WATERMARK_SECONDS: Final = 60.0
 
 log = logging.getLogger(__name__)
 InThread = Callable[..., Awaitable[Any]]
@@ -43,13 +45,14 @@ class Restored:
 
 
 async def restore(
-    partitions: Iterable[Partition], settings: Settings, metrics: Metrics, in_thread: InThread
+    partitions: Iterable[Partition], settings: Settings, changelog_id: str, metrics: Metrics, in_thread: InThread
 ) -> Restored:
     """Make every partition's store reflect its changelog to the end.
 
     Args:
         partitions: the partitions; those never restored (`changelog_next` -1) start from their snapshot.
         settings: brokers and directories.
+        changelog_id: which changelog a snapshot must belong to.
         metrics: counters of what was read.
         in_thread: runs a function in the thread that computes, and returns its result.
 
@@ -63,15 +66,21 @@ async def restore(
     consumer = AIOKafkaConsumer(
         **client_options(settings), group_id=None, enable_auto_commit=False, auto_offset_reset="none",
         max_partition_fetch_bytes=_FETCH_BYTES, fetch_max_bytes=4 * _FETCH_BYTES,
+        fetch_max_wait_ms=50,
     )  # fmt: skip
     await consumer.start()
     try:
         consumer.assign(list(targets))
-        first, ends = await consumer.beginning_offsets(list(targets)), await consumer.end_offsets(list(targets))
+        first = await consumer.beginning_offsets(list(targets))
+        for tp in targets:
+            consumer.seek(tp, first[tp])
+        ends = await _high_watermarks(consumer, targets)
         for tp, partition in targets.items():
             if partition.changelog_next < 0:
                 started = time.perf_counter()
-                total.snapshot_users += await in_thread(_load_snapshot, partition, settings, first[tp], ends[tp])
+                total.snapshot_users += await in_thread(
+                    _load_snapshot, partition, settings, changelog_id, first[tp], ends[tp]
+                )
                 total.snapshot_seconds += time.perf_counter() - started
             partition.changelog_next = max(partition.changelog_next, first[tp])
             consumer.seek(tp, partition.changelog_next)
@@ -90,7 +99,7 @@ async def restore(
     return total
 
 
-def _load_snapshot(partition: Partition, settings: Settings, first: int, end: int) -> int:
+def _load_snapshot(partition: Partition, settings: Settings, changelog_id: str, first: int, end: int) -> int:
     """Load the partition's snapshot if it fits the changelog; returns its users, 0 when there is none to use."""
     path = snapshot_path(settings.state_dir, settings.app_id, partition.number)
     try:
@@ -99,11 +108,8 @@ def _load_snapshot(partition: Partition, settings: Settings, first: int, end: in
             return 0
         meta = snapshot.meta
         age_ms = int(time.time() * 1000) - meta.created_ms
-        if (
-            meta.partition != partition.number
-            or not first <= meta.changelog_offset <= end
-            or age_ms > MAX_SNAPSHOT_AGE_MS
-        ):
+        fits = (meta.partition, meta.source) == (partition.number, changelog_id)
+        if not fits or not first <= meta.changelog_offset <= end or age_ms > MAX_SNAPSHOT_AGE_MS:
             log.info("The snapshot %s does not fit its changelog or is too old: reading the changelog instead", path)
             return 0
         users = partition.store.restore(snapshot)
@@ -112,6 +118,28 @@ def _load_snapshot(partition: Partition, settings: Settings, first: int, end: in
         return 0
     partition.changelog_next = partition.snapshot_next = meta.changelog_offset
     return users
+
+
+async def _high_watermarks(consumer: Any, partitions: Iterable[TopicPartition]) -> dict[TopicPartition, int]:
+    """The end of each partition as its first fetch tells it.
+
+    Not `end_offsets`: the embedded broker answers that with the first offset of the last batch + 1.
+
+    Raises:
+        KafkaTimeoutError: a partition has no leader for 60 s.
+    """
+    deadline = time.monotonic() + _WATERMARK_SECONDS
+    waiting = list(partitions)
+    ends: dict[TopicPartition, int] = {}
+    while waiting:
+        ends.update({tp: end for tp in waiting if (end := consumer.highwater(tp)) is not None})
+        waiting = [tp for tp in waiting if tp not in ends]
+        if waiting:
+            if time.monotonic() > deadline:
+                message = f"no answer for {len(waiting)} partitions of {CHANGELOG} in {_WATERMARK_SECONDS:.0f} s"
+                raise KafkaTimeoutError(message)
+            await asyncio.sleep(0.005)
+    return ends
 
 
 async def _read_changelog(

@@ -58,13 +58,17 @@ class Settings(BaseSettings):
     )
     start_from: Literal["earliest", "latest"] = Field("earliest", description="where a new consumer group starts")
 
-    security_protocol: Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"] = "PLAINTEXT"
-    sasl_mechanism: Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"] = "SCRAM-SHA-512"
-    sasl_username: str = ""
-    sasl_password: SecretStr = SecretStr("")
-    ssl_ca_file: Path | None = None
-    ssl_cert_file: Path | None = None
-    ssl_key_file: Path | None = None
+    security_protocol: Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"] = Field(
+        "PLAINTEXT", description="how to connect to Kafka"
+    )
+    sasl_mechanism: Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"] = Field(
+        "SCRAM-SHA-512", description="how to sign in"
+    )
+    sasl_username: str = Field("", description="user to sign in as")
+    sasl_password: SecretStr = Field(SecretStr(""), description="that user's password")
+    ssl_ca_file: Path | None = Field(None, description="certificate authority (PEM); default: the system's")
+    ssl_cert_file: Path | None = Field(None, description="client certificate (PEM)")
+    ssl_key_file: Path | None = Field(None, description="key of the client certificate (PEM)")
 
     @field_validator("brokers")
     @classmethod

@@ -108,6 +108,17 @@ def describe_topics(settings: Settings) -> list[TopicState]:
         return _states(client, topic_specs(settings))
 
 
+def changelog_id(settings: Settings) -> str:
+    """The broker's id of the changelog topic: another one means another log, whatever its offsets say.
+
+    Raises:
+        BrokerError: when Kafka cannot be reached.
+    """
+    with admin(settings) as client:
+        found = {topic["name"]: topic for topic in client.describe_topics()}
+    return str(found[CHANGELOG]["topic_id"]) if CHANGELOG in found else ""
+
+
 def create_topics(settings: Settings) -> list[TopicState]:
     """Create what is missing; what is there already is left as it is.
 

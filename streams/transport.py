@@ -232,9 +232,13 @@ class BatchConsumer(driver.Consumer):  # type: ignore[misc]
 
     async def _commit_now(self) -> None:
         """Commit what is acknowledged by now; a commit already under way may have missed the last of it."""
-        while await self.maybe_wait_for_commit_to_finish():
-            pass
-        await self.commit_and_end_transactions()
+        try:
+            async with asyncio.timeout(self.app.conf.broker_rebalance_timeout):
+                while await self.maybe_wait_for_commit_to_finish():
+                    pass
+                await self.commit_and_end_transactions()
+        except TimeoutError:
+            self.log.error("Kafka did not take the last offsets in time: what follows the last commit is read again")
 
 
 def _was_taken(message: Any) -> bool:
@@ -282,6 +286,8 @@ def install(
 ) -> BatchTransport:
     """Make `app` (a `faust.App`) use a `BatchTransport`. Call it before the first topic or agent is declared.
 
+    Turns the app's `stream_wait_empty` on: the pipeline gets to finish at shutdown as well.
+
     Raises:
         TransportError: The app already built its consumer, producer or topics on another transport.
     """
@@ -296,6 +302,9 @@ def install(
         before_revoke=before_revoke,
     )
     app.transport = transport
+    # The way to `before_revoke` at shutdown, while agents and pipeline still run: BatchConsumer.wait_empty, which is
+    # bounded. Without it Faust goes straight to the last commit.
+    app.conf.stream_wait_empty = True
     return transport
 
 

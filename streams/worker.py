@@ -12,7 +12,7 @@ import uvloop
 from state.errors import StateError
 from streams.app import create_app
 from streams.settings import Settings
-from streams.topics import require_topics
+from streams.topics import changelog_id, require_topics
 from streams.warmup import warm_up
 
 _SWITCH_SECONDS: Final = 0.0005  # the event loop waits at most so long for the compute thread to yield the interpreter
@@ -35,7 +35,7 @@ def run_worker(settings: Settings, index: int = 0) -> None:
     sys.setswitchinterval(_SWITCH_SECONDS)
     loop = uvloop.new_event_loop()
     asyncio.set_event_loop(loop)
-    worker_app = create_app(settings, index)
+    worker_app = create_app(settings, index, changelog_id(settings))
     worker = faust.Worker(worker_app.app, loop=loop, loglevel="INFO", redirect_stdouts=False, quiet=True)
     logging.getLogger("aiokafka").setLevel(logging.WARNING)
     worker.execute_from_commandline()

@@ -38,6 +38,11 @@ class Place:
     version: Path
     directory: Path
 
+    @property
+    def fingerprint(self) -> int:
+        """The model version's fingerprint, as user states name it."""
+        return int(self.version.name.rpartition("-")[2], 16)
+
 
 def recstream(place: Place, run: str, state: Path | None = None, **settings: str) -> Contender:
     """One `recstream worker` with a consumer group of its own; `settings` are RECSTREAM_* without the prefix."""

@@ -1,5 +1,6 @@
 """What every benchmark program does around its own work: options, errors, and the JSON line."""
 
+import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Final
@@ -23,6 +24,7 @@ def conclude(result: dict[str, Any], json: bool) -> None:
 
 def run(main: Callable[..., None]) -> None:
     """Run a program: 0 done, 1 failed with a reason, 2 usage, 130 interrupted."""
+    logging.getLogger("aiokafka").setLevel(logging.CRITICAL)  # it retries while new topics get their leaders
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="markdown")
     app.command()(main)
     try:

@@ -11,7 +11,7 @@ from rich.table import Table
 from benchmarks.harness.processes import ROOT
 
 DEFAULT_OUT: Final = ROOT / "docs" / "benchmarks"
-console: Final = Console(stderr=True)  # standard output is for --json
+console: Final = Console(stderr=True, highlight=False)  # standard output is for --json
 
 
 def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

@@ -97,13 +97,12 @@ def test_something_that_is_not_kafka_does_not_answer():
 
 @pytest.mark.skipif(not os.path.isdir("/proc/self"), reason="looks at processes through /proc")
 def test_the_broker_ends_with_a_killed_parent():
-    code = "import time; from streams.broker import EmbeddedBroker; b = EmbeddedBroker().start(); print(b.pid, flush=True); time.sleep(60)"
-    parent = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    code = "from streams.broker import EmbeddedBroker as B; b = B().start(); print(b.pid, flush=True); input()"
+    parent = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     pid = int(parent.stdout.readline())
     assert _alive(pid)
     parent.kill()
-    parent.wait()
-    parent.stdout.close()
+    parent.communicate()
     assert _wait_until(lambda: not _alive(pid))
 
 

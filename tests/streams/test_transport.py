@@ -169,6 +169,7 @@ class Harness:
             datadir=str(directory),
             topic_disable_leader=True,
             broker_rebalance_timeout=1.0,
+            stream_wait_empty=False,  # turned on by install()
         )
         self.transport = install(self.app)
         self.transport.Consumer = RecordingConsumer
@@ -528,13 +529,29 @@ async def test_the_last_commit_is_not_lost_to_one_already_under_way(harness: Har
         harness.consumer._commit_fut = None
         under_way.set_result(None)
 
-    async def finish(_revoked: set[TP]) -> None:
+    async def finish(_partitions: set[TP]) -> None:
         event.ack()
         asyncio.get_running_loop().call_later(0.02, end)
 
     harness.transport.before_revoke = finish
-    await harness.consumer.on_partitions_revoked({CLICKS, VIEWS})
-    assert harness.consumer.log_of_calls[0] == {CLICKS: 10}
+    await harness.app._stop_consumer()
+    assert harness.consumer.committed == {CLICKS: 10}
+
+
+async def test_a_broker_that_takes_no_commit_does_not_hold_up_the_shutdown(
+    harness: Harness, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    (event,) = await harness.take(1)
+    event.ack()
+
+    async def never(_offsets: Mapping[TP, int]) -> bool:
+        await asyncio.sleep(60)
+        return True
+
+    monkeypatch.setattr(harness.consumer, "_commit", never)
+    harness.transport.before_revoke = _nothing
+    await asyncio.wait_for(harness.app._stop_consumer(), 5)
+    assert "did not take the last offsets" in caplog.text
 
 
 async def _nothing(_revoked: set[TP]) -> None:

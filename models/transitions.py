@@ -1,0 +1,388 @@
+"""Which item follows which: a bounded, decayed, sparse memory that learns from every event at once, without a gradient.
+
+Every item has one row of W successors. An event of item j after a user's items h1, h2, ... (newest first) adds 1/d to
+"h_d is followed by j" for d up to 10 (a skip-Markov chain), and for d up to 5 it also adds 1/d to the reverse
+direction in j's own row: people go back and forth between alternatives. Item number 0 stands for "no item yet", so its
+row holds the first items of users. A second, hashed table counts what followed a pair of items (h2, h1).
+
+The W slots of a row are a hot zone of the 32 strongest, sorted, which is what gets read when recommending, and an
+unsorted cold rest where newcomers gather evidence. A newcomer takes the place of the weakest of a few cold slots under
+a moving hand, a cold slot that outgrows the last hot one moves up. A row whose total passes a limit is halved: counts
+stay bounded and old habits fade.
+
+Letters: C items the arrays have room for, W row width, N (from, to) pairs, P places of the pair table.
+References: Shani, Heckerman, Brafman, "An MDP-based recommender system", JMLR 2005 (skipping transitions).
+"""
+
+from typing import Any, Final, NamedTuple
+
+import numba as nb
+import numpy as np
+from numpy.typing import NDArray
+
+from models.popularity import grown, jit
+
+HOT: Final = 32  # slots read per row when recommending: 64 or 128 gained under 0.002 hit rate at twice the time
+REACH: Final = 10  # distances learnt forwards; the weight 1/d of farther ones no longer moves a ranking
+REACH_BACK: Final = 5
+PAIR_WIDTH: Final = 8
+_HAND: Final = 8  # cold slots compared when one must go
+_BLOCK: Final = 16  # slots compared at once when looking for an item
+_ROW_LIMIT: Final = np.float32(1_000.0)  # 400 to 2,000 do equally well, 100 forgets too fast
+_RECENT_DECAY: Final = np.float32(0.9)  # per event of the row: the last ten or so successors
+_RECENT_MAX: Final = np.float32(1e15)
+_PAIR_LIMIT: Final = np.float32(64.0)
+_BACK_STRENGTH: Final = np.float32(0.5)
+
+# columns of `counts`
+NEXT, SKIP, BACK, RECENT = 0, 1, 2, 3
+# columns of `totals`
+ALL_NEXT, ALL_SKIP, ALL_BACK, ALL_RECENT, SCALE = 0, 1, 2, 3, 4
+
+
+class TransitionArrays(NamedTuple):
+    """What the kernels see."""
+
+    items: NDArray[np.int32]  # (C, W) successors
+    strength: NDArray[np.float32]  # (C, W) skip + back / 2: decides who is hot and who goes
+    counts: NDArray[np.float32]  # (C, W, 4) next, skip, back, recent (in units of the row's scale)
+    totals: NDArray[np.float32]  # (C, 5) sums of the counts ever added, scale of one recent event
+    used: NDArray[np.int32]  # (C,) slots in use
+    hand: NDArray[np.int32]  # (C,) where the next victim is looked for
+    pair_tag: NDArray[np.uint32]  # (P,) which pair holds the place
+    pair_items: NDArray[np.int32]  # (P, 8)
+    pair_counts: NDArray[np.float32]  # (P, 8)
+    pair_total: NDArray[np.float32]  # (P,)
+    log: NDArray[np.int32]  # (L, 3) from, to, distance: what was learnt since the last export
+    logged: NDArray[np.int64]  # (2,) entries in the log, entries dropped because it was full
+
+
+@jit  # type: ignore[untyped-decorator]
+def find(row: NDArray[np.int32], used: int, item: np.int32) -> int:
+    """The slot that holds the item, or -1. The row's width is a multiple of the block and unused slots hold 0."""
+    for base in range(0, used, _BLOCK):
+        hit = 0
+        for s in range(base, base + _BLOCK):
+            hit |= row[s] == item
+        if hit:
+            for s in range(base, base + _BLOCK):
+                if row[s] == item:
+                    return s
+    return -1
+
+
+@jit  # type: ignore[untyped-decorator]
+def _swap(t: TransitionArrays, row: int, a: int, b: int) -> None:
+    items, strength, counts = t.items[row], t.strength[row], t.counts[row]
+    items[a], items[b] = items[b], items[a]
+    strength[a], strength[b] = strength[b], strength[a]
+    for c in range(counts.shape[1]):
+        counts[a, c], counts[b, c] = counts[b, c], counts[a, c]
+
+
+@jit  # type: ignore[untyped-decorator]
+def _slot(t: TransitionArrays, row: int, item: np.int32) -> int:
+    """The item's slot in a row, taken from the weakest under the hand when the item is new and the row full."""
+    used = t.used[row]
+    slot = find(t.items[row], used, item)
+    if slot >= 0:
+        return slot
+    width = t.items.shape[1]
+    if used < width:
+        slot = used
+        t.used[row] = used + 1
+    elif width <= HOT:
+        slot = width - 1
+    else:
+        start = HOT + t.hand[row] % (width - HOT)
+        t.hand[row] += _HAND
+        slot = start
+        for s in range(start, start + _HAND):
+            if t.strength[row, s] < t.strength[row, slot]:
+                slot = s
+    t.items[row, slot] = item
+    t.strength[row, slot] = 0
+    t.counts[row, slot] = 0
+    return slot
+
+
+@jit  # type: ignore[untyped-decorator]
+def _settle(t: TransitionArrays, row: int, slot: int) -> None:
+    """Move a slot that grew to its place: up from the cold zone, then up within the sorted hot zone."""
+    strength = t.strength[row]
+    if slot >= HOT:
+        if strength[slot] < strength[HOT - 1]:
+            return
+        _swap(t, row, slot, HOT - 1)
+        slot = HOT - 1
+    while slot > 0 and strength[slot - 1] < strength[slot]:
+        _swap(t, row, slot - 1, slot)
+        slot -= 1
+
+
+@jit  # type: ignore[untyped-decorator]
+def _halve(t: TransitionArrays, row: int) -> None:
+    half = np.float32(0.5)
+    for s in range(t.used[row]):
+        t.strength[row, s] *= half
+        for c in range(3):
+            t.counts[row, s, c] *= half
+    for c in range(3):
+        t.totals[row, c] *= half
+
+
+@jit  # type: ignore[untyped-decorator]
+def forwards(t: TransitionArrays, row: int, item: np.int32, skip: np.float32, adjacent: np.float32) -> None:
+    """``row`` was followed by ``item``: ``skip`` of weight, ``adjacent`` times directly."""
+    slot = _slot(t, row, item)
+    count, total = t.counts[row, slot], t.totals[row]
+    t.strength[row, slot] += skip
+    count[SKIP] += skip
+    total[ALL_SKIP] += skip
+    if adjacent > 0:
+        count[NEXT] += adjacent
+        total[ALL_NEXT] += adjacent
+        decay = _RECENT_DECAY if adjacent == 1 else _RECENT_DECAY**adjacent
+        total[SCALE] /= decay
+        total[ALL_RECENT] = total[ALL_RECENT] * decay + adjacent
+        count[RECENT] += adjacent * total[SCALE]
+        if total[SCALE] > _RECENT_MAX:
+            for s in range(t.used[row]):
+                t.counts[row, s, RECENT] /= total[SCALE]
+            total[SCALE] = 1
+    _settle(t, row, slot)
+    if total[ALL_SKIP] > _ROW_LIMIT:
+        _halve(t, row)
+
+
+@jit  # type: ignore[untyped-decorator]
+def backwards(t: TransitionArrays, row: int, item: np.int32, weight: np.float32) -> None:
+    """``row`` followed ``item``: evidence that someone at ``row`` may want ``item``."""
+    slot = _slot(t, row, item)
+    t.strength[row, slot] += _BACK_STRENGTH * weight
+    t.counts[row, slot, BACK] += weight
+    t.totals[row, ALL_BACK] += weight
+    _settle(t, row, slot)
+    if t.totals[row, ALL_BACK] > _ROW_LIMIT:
+        _halve(t, row)
+
+
+@jit  # type: ignore[untyped-decorator]
+def pair_place(t: TransitionArrays, before: np.int32, last: np.int32) -> tuple[int, np.uint32]:
+    """Where the pair (before, last) is counted, and the tag that says the place is its own (splitmix64's mixer)."""
+    h = (np.uint64(before) << np.uint64(32)) | np.uint64(last)
+    h = (h ^ (h >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    h = (h ^ (h >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    h ^= h >> np.uint64(31)
+    place = np.int64(h & np.uint64(t.pair_tag.shape[0] - 1))
+    return place, np.uint32(h >> np.uint64(32)) | np.uint32(1)
+
+
+@jit  # type: ignore[untyped-decorator]
+def learn_pair(t: TransitionArrays, before: np.int32, last: np.int32, item: np.int32) -> None:
+    """The pair (before, last) was followed by ``item``. A place in use is worn down by other pairs, then taken."""
+    place, tag = pair_place(t, before, last)
+    if t.pair_tag[place] != tag:
+        t.pair_total[place] *= np.float32(0.5)
+        if t.pair_total[place] >= 1:
+            return
+        t.pair_tag[place] = tag
+        t.pair_items[place] = 0
+        t.pair_counts[place] = 0
+        t.pair_total[place] = 0
+    row, counts = t.pair_items[place], t.pair_counts[place]
+    slot = PAIR_WIDTH - 1
+    for s in range(PAIR_WIDTH):
+        if row[s] == item or row[s] == 0:
+            slot = s
+            break
+    if row[slot] != item:
+        row[slot] = item
+        counts[slot] = 0
+    counts[slot] += 1
+    t.pair_total[place] += 1
+    while slot > 0 and counts[slot - 1] <= counts[slot]:
+        row[slot - 1], row[slot] = row[slot], row[slot - 1]
+        counts[slot - 1], counts[slot] = counts[slot], counts[slot - 1]
+        slot -= 1
+    if t.pair_total[place] > _PAIR_LIMIT:
+        counts *= np.float32(0.5)
+        t.pair_total[place] *= np.float32(0.5)
+
+
+@jit  # type: ignore[untyped-decorator]
+def learn_event(t: TransitionArrays, history: NDArray[np.int32], length: int, item: np.int32) -> None:
+    """Learn that ``item`` came after ``history`` (X,), newest first, of which ``length`` are there."""
+    if length == 0:
+        _learn_one(t, np.int32(0), item, 1)
+    for d in range(1, min(length, REACH) + 1):
+        if history[d - 1] > 0:
+            _learn_one(t, history[d - 1], item, d)
+    if length >= 2 and history[0] > 0 and history[1] > 0:
+        learn_pair(t, history[1], history[0], item)
+
+
+@jit  # type: ignore[untyped-decorator]
+def _learn_one(t: TransitionArrays, before: np.int32, item: np.int32, distance: int) -> None:
+    weight = np.float32(1.0) / np.float32(distance)
+    forwards(t, before, item, weight, np.float32(1.0 if distance == 1 else 0.0))
+    if before > 0 and distance <= REACH_BACK:
+        backwards(t, item, before, weight)
+    if t.log.shape[0] == 0:
+        return
+    if t.logged[0] < t.log.shape[0]:
+        entry = t.log[t.logged[0]]
+        entry[0], entry[1], entry[2] = before, item, distance
+        t.logged[0] += 1
+    else:
+        t.logged[1] += 1
+
+
+@jit  # type: ignore[untyped-decorator]
+def _learn_many(
+    t: TransitionArrays, histories: NDArray[np.int32], lengths: NDArray[np.int32], items: NDArray[np.int32]
+) -> None:
+    for e in range(items.shape[0]):
+        if items[e] > 0:
+            learn_event(t, histories[e], lengths[e], items[e])
+
+
+@jit  # type: ignore[untyped-decorator]
+def _merge(
+    t: TransitionArrays, before: NDArray[np.int32], after: NDArray[np.int32], weights: NDArray[np.float32]
+) -> None:
+    for i in range(before.shape[0]):
+        if after[i] <= 0:
+            continue
+        forwards(t, before[i], after[i], weights[i, 0], weights[i, 1])
+        if before[i] > 0 and weights[i, 2] > 0:
+            backwards(t, after[i], before[i], weights[i, 2])
+
+
+class Deltas(NamedTuple):
+    """What one process learnt since its last export, for others to merge; each (from, to) pair once."""
+
+    before: NDArray[np.int32]  # (N,) item numbers, 0 = start
+    after: NDArray[np.int32]  # (N,)
+    weights: NDArray[np.float32]  # (N, 3) skip, adjacent, back
+
+
+class Transitions:
+    """Bounded memory of item transitions, by item number.
+
+    Args:
+        capacity: items to make room for at first; grows by doubling.
+        slots: bound on the successors remembered in all. Rows are as wide as it allows, 16 to 256, and get narrower as
+            the catalogue grows (24 bytes a slot: the default takes at most 100 MB up to 262,144 items).
+        pair_places: places of the pair table, a power of two (72 bytes each).
+        log_size: transitions kept for the next export; 0 turns sharing off.
+
+    Example:
+        >>> memory = Transitions(capacity=16)
+        >>> memory.learn(np.array([[7, 5]], np.int32), np.array([2], np.int32), np.array([9], np.int32))
+        >>> memory.successors(7), memory.successors(5)
+        ({9: 1.0}, {9: 0.5})
+    """
+
+    def __init__(
+        self, capacity: int = 1024, slots: int = 1 << 22, pair_places: int = 1 << 17, log_size: int = 1 << 18
+    ) -> None:
+        self.slots = slots
+        width = self._width(capacity)
+        totals = np.zeros((capacity, 5), np.float32)
+        totals[:, SCALE] = 1
+        self.arrays = TransitionArrays(
+            items=np.zeros((capacity, width), np.int32),
+            strength=np.zeros((capacity, width), np.float32),
+            counts=np.zeros((capacity, width, 4), np.float32),
+            totals=totals,
+            used=np.zeros(capacity, np.int32),
+            hand=np.zeros(capacity, np.int32),
+            pair_tag=np.zeros(pair_places, np.uint32),
+            pair_items=np.zeros((pair_places, PAIR_WIDTH), np.int32),
+            pair_counts=np.zeros((pair_places, PAIR_WIDTH), np.float32),
+            pair_total=np.zeros(pair_places, np.float32),
+            log=np.zeros((log_size, 3), np.int32),
+            logged=np.zeros(2, np.int64),
+        )
+
+    def _width(self, capacity: int) -> int:
+        return int(min(max(1 << (max(self.slots // capacity, 1).bit_length() - 1), 16), 256))
+
+    @property
+    def capacity(self) -> int:
+        """C: item numbers below it have a row."""
+        return len(self.arrays.used)
+
+    def reserve(self, capacity: int) -> None:
+        """Make room for item numbers below ``capacity``; rows keep their strongest successors when they get narrower."""
+        if capacity <= self.capacity:
+            return
+        arrays, width = self.arrays, self._width(capacity)
+        items, strength, counts = arrays.items, arrays.strength, arrays.counts
+        if width < items.shape[1]:
+            order = np.argsort(-strength, axis=1, kind="stable")[:, :width]
+            items = np.take_along_axis(items, order, axis=1)
+            strength = np.take_along_axis(strength, order, axis=1)
+            counts = np.take_along_axis(counts, order[:, :, None], axis=1)
+        totals = grown(arrays.totals, capacity)
+        totals[len(arrays.totals) :, SCALE] = 1
+        self.arrays = arrays._replace(
+            items=grown(items, capacity),
+            strength=grown(strength, capacity),
+            counts=grown(counts, capacity),
+            totals=totals,
+            used=grown(np.minimum(arrays.used, width).astype(np.int32), capacity),
+            hand=grown(arrays.hand, capacity),
+        )
+
+    def learn(self, histories: NDArray[np.int32], lengths: NDArray[np.int32], items: NDArray[np.int32]) -> None:
+        """Learn events in order.
+
+        Args:
+            histories: (E, X) the users' item numbers before each event, newest first.
+            lengths: (E,) how many of them there are.
+            items: (E,) the items that came; 0 is skipped.
+        """
+        if not len(items):
+            return
+        self._make_room(max(int(items.max()), int(histories.max(initial=0))))
+        _learn_many(self.arrays, histories, lengths, items)
+
+    def _make_room(self, largest: int) -> None:
+        if largest >= self.capacity:
+            self.reserve(1 << int(largest).bit_length())
+
+    def successors(self, item: int) -> dict[int, float]:
+        """What followed an item, and with which skip weight."""
+        row = slice(0, int(self.arrays.used[item]))
+        weights = self.arrays.counts[item, row, SKIP]
+        return {int(i): float(w) for i, w in zip(self.arrays.items[item, row], weights, strict=True) if w > 0}
+
+    def export(self) -> Deltas:
+        """What was learnt since the last export (merged deltas of others are not part of it)."""
+        arrays = self.arrays
+        log = arrays.log[: int(arrays.logged[0])]
+        key = (log[:, 0].astype(np.int64) << 32) | log[:, 1]
+        pairs, which = np.unique(key, return_inverse=True)
+        distance = log[:, 2]
+        skip = np.bincount(which, 1.0 / np.maximum(distance, 1), len(pairs))
+        adjacent = np.bincount(which, distance == 1, len(pairs))
+        back = np.bincount(which, np.where(distance <= REACH_BACK, 1.0 / np.maximum(distance, 1), 0.0), len(pairs))
+        arrays.logged[:] = 0
+        before, after = (pairs >> 32).astype(np.int32), (pairs & 0xFFFFFFFF).astype(np.int32)
+        return Deltas(before, after, np.stack([skip, adjacent, back], axis=1).astype(np.float32))
+
+    def merge(self, deltas: Deltas) -> None:
+        """Add what another process learnt, its item numbers translated to this one's; 0 as ``after`` is skipped."""
+        if len(deltas.before):
+            self._make_room(max(int(deltas.before.max()), int(deltas.after.max())))
+            _merge(self.arrays, deltas.before, deltas.after, deltas.weights)
+
+    def to_arrays(self) -> dict[str, NDArray[Any]]:
+        """Everything learnt, as arrays to store."""
+        return {name: value.copy() for name, value in self.arrays._asdict().items()}
+
+    def load_arrays(self, stored: dict[str, NDArray[Any]]) -> None:
+        """Continue from what `to_arrays` gave."""
+        self.arrays = TransitionArrays(**{name: stored[name].copy() for name in TransitionArrays._fields})
