@@ -16,8 +16,8 @@ from typing import Final, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from models.decayed_popularity import DecayedPopularity
 from models.history import EXCLUDE_NONE, EXCLUDE_PURCHASED, EXCLUDE_SEEN, append_events, rank_in_last
-from models.popularity import Popularity
 from models.serving import ServingModel, gap_feature
 from models.topk import top_k
 from state.arena import Arena
@@ -65,7 +65,7 @@ class Recommender:
         self, items: ItemIndex, k: int, exclude: Exclude = "auto", latest_only: bool = False, half_life_ms: float = 6e8
     ) -> None:
         self.items, self.k, self.exclude, self.latest_only = items, k, exclude, latest_only
-        self.popularity = Popularity(half_life_ms)
+        self.popularity = DecayedPopularity(half_life_ms)
         self.model: ServingModel | None = None
         self.repeat_share = 0.0
         self._repeats_seen = 0
@@ -184,7 +184,7 @@ class Recommender:
         kinds: NDArray[np.uint8],
         gaps: NDArray[np.float32],
     ) -> NDArray[np.float32]:
-        assert self.model is not None  # noqa: S101  narrowed by the caller
+        assert self.model is not None
         users, user = np.unique(slots, return_inverse=True)
         state = arena.hidden[users].astype(np.float32)  # (U, S)
         after = self.model.steps(state, user.astype(np.int32), self._rows(numbers), kinds, gaps)

@@ -1,0 +1,354 @@
+"""Candidates for a user's next item and what each expert says about them.
+
+Candidates are what the transition memory knows about the user's last items, what those lead to in two hops, the user's
+own recent items, what followed the last pair of items, the most popular items under every half-life and, when there is
+a model, the items its scores put first. Each gets a column of features, nearly all of them logarithms of smoothed
+probabilities, so that a weighted sum of them is a weighted product of experts.
+
+Letters: C items the arrays have room for, N candidates, F features, X length of a history, V rows of a model.
+"""
+
+from typing import Final, NamedTuple
+
+import numba as nb
+import numpy as np
+from numpy.typing import NDArray
+
+from models.popularity import HALF_LIVES, PopularityArrays, jit
+from models.transitions import (
+    ALL_BACK,
+    ALL_NEXT,
+    ALL_RECENT,
+    ALL_SKIP,
+    BACK,
+    HOT,
+    NEXT,
+    PAIR_WIDTH,
+    RECENT,
+    SCALE,
+    SKIP,
+    TransitionArrays,
+    pair_place,
+)
+
+FEATURES: Final = (
+    "mixture", "next", "skip_5", "skip_10", "pair", "popular_100", "popular_1k", "popular_10k", "popular_100k",
+    "recent_next", "back", "back_5", "two_hops", "own", "own_nearness", "own_log_age", "own_log_count",
+    "own_successor", "known_next", "known_pair", "is_last", "is_second_last", "neural", "not_in_model",
+)  # fmt: skip
+(
+    MIXTURE, F_NEXT, F_SKIP5, F_SKIP10, F_PAIR, F_POPULAR, _P1, _P2, _P3,
+    F_RECENT, F_BACK, F_BACK5, F_HOPS, F_OWN, F_NEAR, F_AGE, F_COUNT,
+    F_OWN_NEXT, F_KNOWN_NEXT, F_KNOWN_PAIR, F_LAST, F_SECOND, F_NEURAL, F_NO_ROW,
+) = range(len(FEATURES))  # fmt: skip
+SELECTORS: Final = 6  # weights are the sum of six vectors, each chosen by a trait of the situation
+SELECTOR_SIZES: Final = (1, 7, 11, 12, 8, 12)
+MAX_CANDIDATES: Final = 1024
+_ROWS_READ: Final = 10  # the user's last items whose successors are candidates
+_NEAR: Final = 5
+_HOPS: Final = 10  # strongest successors followed, and successors of each read
+_SMOOTHING: Final = np.float32(5.0)  # events of popularity mixed into a row: 2 to 20 do equally well
+_SHIFT: Final = np.float32(8.0)  # centres logarithms of probabilities near 0; cancels in the softmax
+_OWN_ITEMS: Final = 50
+
+# accumulators, one row each
+_A_NEXT, _A_SKIP5, _A_SKIP10, _A_AGE, _A_COUNT, _A_PAIR, _A_RECENT, _A_OWN_NEXT, _A_BACK, _A_BACK5, _A_HOPS = range(11)
+_ACCUMULATORS: Final = 11
+_FLOORS: Final = np.log(0.01 / np.array(HALF_LIVES)).astype(np.float32)
+
+
+class Workspace(NamedTuple):
+    """Memory the kernels work in; holds nothing between events."""
+
+    place: NDArray[np.int32]  # (C,) an item's column, -1 when it is no candidate
+    items: NDArray[np.int32]  # (N,) candidates
+    sums: NDArray[np.float32]  # (11, N)
+    features: NDArray[np.float32]  # (F, N)
+    scores: NDArray[np.float32]  # (N,)
+    weights: NDArray[np.float32]  # (F,) of the situation at hand
+    gradient: NDArray[np.float32]  # (F,)
+    chosen: NDArray[np.int32]  # (6,) rows of the weight table in use
+
+
+def workspace(capacity: int) -> Workspace:
+    """A workspace for item numbers below ``capacity``."""
+    return Workspace(
+        place=np.full(capacity, -1, np.int32),
+        items=np.zeros(MAX_CANDIDATES, np.int32),
+        sums=np.zeros((_ACCUMULATORS, MAX_CANDIDATES), np.float32),
+        features=np.zeros((len(FEATURES), MAX_CANDIDATES), np.float32),
+        scores=np.zeros(MAX_CANDIDATES, np.float32),
+        weights=np.zeros(len(FEATURES), np.float32),
+        gradient=np.zeros(len(FEATURES), np.float32),
+        chosen=np.zeros(SELECTORS, np.int32),
+    )
+
+
+@jit  # type: ignore[untyped-decorator]
+def fast_log(x: np.float32) -> np.float32:
+    """Natural logarithm of a positive normal number within 2e-4, in a form that vectorises (least squares on [1, 2))."""
+    bits = np.float32(x).view(np.int32)
+    exponent = np.float32((bits >> np.int32(23)) - np.int32(127))
+    m = np.int32((bits & np.int32(0x7FFFFF)) | np.int32(0x3F800000)).view(np.float32)
+    p = np.float32(-0.0560843) * m + np.float32(0.4471720)
+    p = p * m + np.float32(-1.4699568)
+    p = p * m + np.float32(2.8212026)
+    p = p * m + np.float32(-1.7417939)
+    return exponent * np.float32(0.6931471806) + p
+
+
+@jit  # type: ignore[untyped-decorator]
+def fast_exp(x: np.float32) -> np.float32:
+    """exp of a number not above 0, within 1e-4 of it, in a form that vectorises."""
+    y = max(x, np.float32(-80.0)) * np.float32(1.44269504)
+    whole = np.floor(y)
+    f = y - whole
+    p = np.float32(0.0135557) * f + np.float32(0.0520323)
+    p = p * f + np.float32(0.2413793)
+    p = p * f + np.float32(0.6930321)
+    p = p * f + np.float32(1.0000026)
+    return p * np.int32((np.int32(whole) + np.int32(127)) << np.int32(23)).view(np.float32)
+
+
+@jit  # type: ignore[untyped-decorator]
+def _column(w: Workspace, n: int, item: np.int32) -> tuple[int, int]:
+    """The item's column (-1: no room) and the number of candidates."""
+    k = w.place[item]
+    if k < 0 and n < w.items.shape[0]:
+        k = n
+        w.place[item] = k
+        w.items[k] = item
+        n += 1
+    return k, n
+
+
+@jit  # type: ignore[untyped-decorator]
+def _from_rows(w: Workspace, t: TransitionArrays, history: NDArray[np.int32], length: int, n: int) -> int:
+    """Successors of the last items; the start row when there are none."""
+    sums = w.sums
+    for d in range(max(1, min(length, _ROWS_READ))):
+        row = history[d] if length > 0 else np.int32(0)
+        if row == 0 and length > 0:
+            continue
+        total, counts, items = t.totals[row], t.counts[row], t.items[row]
+        by_distance = np.float32(1.0) / np.float32(d + 1)
+        per_skip = np.float32(1.0) / (total[ALL_SKIP] + _SMOOTHING)
+        per_back = np.float32(1.0) / (total[ALL_BACK] + _SMOOTHING)
+        per_next = np.float32(1.0) / (total[ALL_NEXT] + _SMOOTHING)
+        per_recent = np.float32(1.0) / (total[SCALE] * (total[ALL_RECENT] + np.float32(1.0)))
+        for s in range(min(HOT, t.used[row])):
+            k, n = _column(w, n, items[s])
+            if k < 0:
+                continue
+            skip, back = counts[s, SKIP] * per_skip, counts[s, BACK] * per_back
+            sums[_A_SKIP10, k] += skip
+            if d < _NEAR:
+                sums[_A_SKIP5, k] += by_distance * skip
+            if d == 0:
+                sums[_A_NEXT, k] = counts[s, NEXT] * per_next
+                sums[_A_RECENT, k] = counts[s, RECENT] * per_recent
+                sums[_A_BACK, k] = back
+            else:
+                sums[_A_BACK5, k] += by_distance * back
+    return n
+
+
+@jit  # type: ignore[untyped-decorator]
+def _from_two_hops(w: Workspace, t: TransitionArrays, row: np.int32, n: int) -> int:
+    total = t.totals[row]
+    per_first = np.float32(1.0) / (total[ALL_SKIP] + total[ALL_BACK] + _SMOOTHING)
+    for s in range(min(_HOPS, t.used[row])):
+        via = t.items[row, s]
+        onward = t.totals[via]
+        share = t.strength[row, s] * per_first / (onward[ALL_SKIP] + onward[ALL_BACK] + _SMOOTHING)
+        for s2 in range(min(_HOPS, t.used[via])):
+            k, n = _column(w, n, t.items[via, s2])
+            if k >= 0:
+                w.sums[_A_HOPS, k] += share * t.strength[via, s2]
+    return n
+
+
+@jit  # type: ignore[untyped-decorator]
+def _from_history(w: Workspace, history: NDArray[np.int32], length: int, n: int) -> tuple[int, int]:
+    """The user's own items; also how many of them were repeats."""
+    sums = w.sums
+    repeats = 0
+    for d in range(min(length, _OWN_ITEMS)):
+        item = history[d]
+        if item == 0:
+            continue
+        k, n = _column(w, n, item)
+        if k < 0:
+            continue
+        if sums[_A_AGE, k] == 0:
+            sums[_A_AGE, k] = d + 1
+        else:
+            repeats += 1
+        sums[_A_COUNT, k] += 1
+        if d > 0 and item == history[0] and history[d - 1] > 0:
+            after, n = _column(w, n, history[d - 1])
+            if after >= 0:
+                sums[_A_OWN_NEXT, after] += np.float32(1.0) / (1 + sums[_A_OWN_NEXT, after])
+    return n, repeats
+
+
+@jit  # type: ignore[untyped-decorator]
+def _log2_bucket(x: float, most: int) -> int:
+    bucket = 0
+    x += 1.0
+    while x >= 2.0 and bucket < most:
+        x *= 0.5
+        bucket += 1
+    return bucket
+
+
+@jit  # type: ignore[untyped-decorator]
+def gather(
+    w: Workspace,
+    t: TransitionArrays,
+    p: PopularityArrays,
+    history: NDArray[np.int32],  # (X,) newest first
+    length: int,
+    gap_seconds: float,  # between the last two events; the gap to come is not known when recommending
+    kind: int,  # of the last event
+    neural: NDArray[np.float32],  # (V,) scores, or (0,) without a model
+    neural_top: NDArray[np.int32],  # rows to consider on account of them
+    row_of: NDArray[np.int32],  # (C,) item number -> row, 0 = none
+    number_of: NDArray[np.int32],  # (V,) row -> item number, 0 = none
+) -> int:
+    """Fill the workspace with candidates, features and the choice of weights.
+
+    Returns:
+        N, the number of candidates. `release` must follow before the next call.
+    """
+    n = 0
+    last = history[0] if length > 0 else np.int32(0)
+    for life in range(p.top.shape[0]):
+        for i in range(p.top.shape[1]):
+            if p.top[life, i] > 0:
+                _, n = _column(w, n, p.top[life, i])
+    n = _from_rows(w, t, history, length, n)
+    n, repeats = _from_history(w, history, length, n)
+    pair_total = np.float32(0.0)
+    if length >= 2 and last > 0 and history[1] > 0:
+        place, tag = pair_place(t, history[1], last)
+        if t.pair_tag[place] == tag:
+            pair_total = t.pair_total[place]
+            for s in range(PAIR_WIDTH):
+                if t.pair_items[place, s] > 0:
+                    k, n = _column(w, n, t.pair_items[place, s])
+                    if k >= 0:
+                        w.sums[_A_PAIR, k] = t.pair_counts[place, s]
+    if last > 0:
+        n = _from_two_hops(w, t, last, n)
+    for i in range(neural_top.shape[0]):
+        if neural_top[i] > 0 and number_of[neural_top[i]] > 0:
+            _, n = _column(w, n, number_of[neural_top[i]])
+
+    events = t.totals[last, ALL_NEXT]
+    w.chosen[0] = 0
+    w.chosen[1] = min(length, 6)
+    w.chosen[2] = 0 if length < 2 else 1 if gap_seconds <= 0 else min(2 + int(np.log1p(gap_seconds) * 0.5), 10)
+    w.chosen[3] = _log2_bucket(events, 11)
+    w.chosen[4] = _log2_bucket(pair_total, 7)
+    w.chosen[5] = min(kind, 2) * 4 + _log2_bucket(repeats, 3)
+    base = 0
+    for s in range(SELECTORS):
+        w.chosen[s] += base
+        base += SELECTOR_SIZES[s]
+    _features(w, t, p, n, last, length, pair_total)
+    if neural.shape[0] > 0:
+        _neural_features(w, n, neural, row_of)
+    else:
+        w.features[F_NEURAL, :n] = 0
+        w.features[F_NO_ROW, :n] = 0
+    return n
+
+
+@jit  # type: ignore[untyped-decorator]
+def _features(
+    w: Workspace, t: TransitionArrays, p: PopularityArrays, n: int, last: np.int32, length: int, pair_total: np.float32
+) -> None:
+    f, sums = w.features, w.sums
+    lives = p.scale.shape[0]
+    share = np.empty(lives, np.float32)
+    centre = np.empty(lives, np.float32)
+    for life in range(lives):
+        whole = max(p.scale[life] * p.mass[life], 1e-300)
+        share[life] = 1.0 / (whole * lives)
+        centre[life] = np.log(whole)
+    popular = w.scores  # free until the scores are computed
+    for k in range(n):
+        item = w.items[k]
+        mean = np.float32(1e-7)
+        for life in range(lives):
+            mean += p.weight[item, life] * share[life]
+            f[F_POPULAR + life, k] = max(p.log_weight[item, life] - centre[life], _FLOORS[life]) + _SHIFT
+        popular[k] = mean
+    total = t.totals[last]
+    back_off_next = _SMOOTHING / (total[ALL_NEXT] + _SMOOTHING)
+    back_off_back = _SMOOTHING / (total[ALL_BACK] + _SMOOTHING)
+    distances = np.float32(0.0)
+    for d in range(min(max(length, 1), _NEAR)):
+        distances += np.float32(1.0) / np.float32(d + 1)
+    per_distance = np.float32(1.0) / distances
+    per_row = np.float32(1.0) / np.float32(max(1, min(length, _ROWS_READ)))
+    per_pair = np.float32(1.0) / (pair_total + np.float32(1.0))
+    faint, light = np.float32(0.05), np.float32(0.1)
+    for k in range(n):
+        q = popular[k]
+        after = sums[_A_NEXT, k] + back_off_next * q
+        skip5 = sums[_A_SKIP5, k] * per_distance + faint * q
+        skip10 = sums[_A_SKIP10, k] * per_row + faint * q
+        pair = (sums[_A_PAIR, k] + after) * per_pair
+        recent = sums[_A_RECENT, k] + light * q
+        mixture = np.float32(0.3) * (after + skip5) + np.float32(0.2) * pair + light * (skip10 + recent)
+        f[MIXTURE, k] = fast_log(mixture) + _SHIFT
+        f[F_NEXT, k] = fast_log(after) + _SHIFT
+        f[F_SKIP5, k] = fast_log(skip5) + _SHIFT
+        f[F_SKIP10, k] = fast_log(skip10) + _SHIFT
+        f[F_PAIR, k] = fast_log(pair) + _SHIFT
+        f[F_RECENT, k] = fast_log(recent) + _SHIFT
+        f[F_BACK, k] = fast_log(sums[_A_BACK, k] + back_off_back * q) + _SHIFT
+        f[F_BACK5, k] = fast_log(sums[_A_BACK5, k] * per_distance + faint * q) + _SHIFT
+        f[F_HOPS, k] = fast_log(sums[_A_HOPS, k] + faint * q) + _SHIFT
+    for k in range(n):
+        age, count = sums[_A_AGE, k], sums[_A_COUNT, k]
+        own = np.float32(1.0) if age > 0 else np.float32(0.0)
+        f[F_OWN, k] = own
+        f[F_NEAR, k] = own / max(age, np.float32(1.0))
+        f[F_AGE, k] = fast_log(max(age, np.float32(1.0)))
+        f[F_COUNT, k] = fast_log(max(count, np.float32(1.0)))
+        f[F_OWN_NEXT, k] = fast_log(np.float32(1.0) + sums[_A_OWN_NEXT, k])
+        f[F_KNOWN_NEXT, k] = np.float32(1.0) if sums[_A_NEXT, k] > 0 else np.float32(0.0)
+        f[F_KNOWN_PAIR, k] = np.float32(1.0) if sums[_A_PAIR, k] > 0 else np.float32(0.0)
+        f[F_LAST, k] = np.float32(1.0) if age == 1 else np.float32(0.0)
+        f[F_SECOND, k] = np.float32(1.0) if age == 2 else np.float32(0.0)
+
+
+@jit  # type: ignore[untyped-decorator]
+def _neural_features(w: Workspace, n: int, neural: NDArray[np.float32], row_of: NDArray[np.int32]) -> None:
+    """Scores less their mean over the candidates (a constant cancels in the softmax); unknown items get the mean."""
+    f = w.features
+    total, known = np.float32(0.0), 0
+    for k in range(n):
+        row = row_of[w.items[k]]
+        if row > 0:
+            f[F_NEURAL, k] = neural[row]
+            f[F_NO_ROW, k] = 0
+            total += neural[row]
+            known += 1
+        else:
+            f[F_NO_ROW, k] = 1
+    mean = total / np.float32(max(known, 1))
+    for k in range(n):
+        f[F_NEURAL, k] = np.float32(0.0) if f[F_NO_ROW, k] > 0 else f[F_NEURAL, k] - mean
+
+
+@jit  # type: ignore[untyped-decorator]
+def release(w: Workspace, n: int) -> None:
+    """Forget the candidates."""
+    for k in range(n):
+        w.place[w.items[k]] = -1
+    for a in range(w.sums.shape[0]):
+        w.sums[a, :n] = 0

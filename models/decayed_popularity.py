@@ -1,0 +1,81 @@
+"""Decayed popularity: what a worker recommends before it has a model, and what every model must beat.
+
+Forward decay (Cormode, Shkapenyuk, Srivastava, Xu: "Forward decay: a practical time decay model for streaming systems",
+ICDE 2009): an event at time t adds 2^((t - landmark) / half-life), so older counts need no touching and events may come
+in any order.
+"""
+
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+_MAX_EXPONENT: Final = 60.0  # 2^60 is where the landmark moves, far from the limits of a float64
+_REFRESH_SHARE: Final = 64  # the list is sorted anew after (items / 64) events: constant work per event
+
+
+class DecayedPopularity:
+    """Decayed event counts by item number, and the current best list.
+
+    >>> popularity = DecayedPopularity(half_life_ms=1000.0)
+    >>> popularity.learn(np.array([1, 1, 2], np.int32), np.array([0, 0, 5000]))
+    >>> popularity.top(2)[0].tolist()
+    [2, 1]
+    """
+
+    def __init__(self, half_life_ms: float) -> None:
+        self._half_life_ms = half_life_ms
+        self._landmark_ms: int | None = None
+        self._weights = np.zeros(1024)
+        self._total = 0.0
+        self._seen = 1  # numbers below this one may have a weight
+        self._since_sort = 0
+        self._sorted: NDArray[np.int32] = np.zeros(0, np.int32)
+        self._places = np.full(1024, np.iinfo(np.int32).max, np.int32)
+        self._sorted_for = -1
+
+    def learn(self, items: NDArray[np.int32], times_ms: NDArray[np.int64]) -> None:
+        """Count events (E,) at their times."""
+        if not len(items):
+            return
+        if self._landmark_ms is None:
+            self._landmark_ms = int(times_ms[0])
+        exponents = (times_ms - self._landmark_ms) / self._half_life_ms
+        if exponents.max() > _MAX_EXPONENT:
+            newest = int(times_ms.max())
+            fade = float(np.exp2(-(newest - self._landmark_ms) / self._half_life_ms))
+            self._weights *= fade
+            self._total *= fade
+            self._landmark_ms = newest
+            exponents = (times_ms - newest) / self._half_life_ms
+        highest = int(items.max())
+        if highest + 1 >= len(self._weights):  # the last entry stays empty, for items `places` does not know
+            self._weights = np.concatenate([self._weights, np.zeros(max(len(self._weights), highest + 2))])
+            places = np.full(len(self._weights), np.iinfo(np.int32).max, np.int32)
+            places[: len(self._places)] = self._places
+            self._places = places
+        added = np.exp2(exponents)
+        np.add.at(self._weights, items, added)
+        self._total += float(added.sum())
+        self._seen = max(self._seen, highest + 1)
+        self._since_sort += len(items)
+
+    def top(self, count: int) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
+        """The best `count` item numbers (fewer while fewer are known) and their shares of all events, best first."""
+        if self._since_sort * _REFRESH_SHARE >= self._seen or count != self._sorted_for:
+            weights = self._weights[: self._seen]
+            order = np.argsort(-weights, kind="stable") if self._seen <= 4 * count else _partial_sort(weights, count)
+            self._places[self._sorted] = np.iinfo(np.int32).max
+            self._sorted = order[weights[order] > 0][:count].astype(np.int32)
+            self._places[self._sorted] = np.arange(len(self._sorted), dtype=np.int32)
+            self._since_sort, self._sorted_for = 0, count
+        return self._sorted, (self._weights[self._sorted] / max(self._total, 1e-300)).astype(np.float32)
+
+    def places(self, items: NDArray[np.int32]) -> NDArray[np.int32]:
+        """Place of each item, any shape, in the list `top` last returned: 0 = best, a huge number when not in it."""
+        return self._places.take(items, mode="clip") if items.size else np.zeros(items.shape, np.int32)
+
+
+def _partial_sort(weights: NDArray[np.float64], count: int) -> NDArray[np.int64]:
+    best = np.argpartition(-weights, count)[: count + 1]
+    return best[np.lexsort((best, -weights[best]))]

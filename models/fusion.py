@@ -1,0 +1,409 @@
+"""Experts that learn from every event, fused by weights learnt online from which of them ranked the next event well.
+
+A candidate's score is a weighted sum of its features (`models.candidates`), and the softmax of the scores is a
+probability of being next: a product of experts. When the user's next event comes, the weights take one step along the
+gradient of its log probability. The weight vector is a sum of six, chosen by traits of the situation (how long the
+history is, how much is known about the last item, ...), so that trust in an expert depends on what it has to go by.
+Steps are AdaGrad's, so no rate has to be fitted to a data set. The weights of the neural scores belong to a model
+version: a new version starts from its predecessor's weights and learns fast again.
+
+Letters: E events, S tested events, C items the arrays have room for, F features, K recommendations, X length of a
+history, V rows of a model, T neural candidates.
+References: Mattern, "Mixing strategies in data compression", DCC 2012 (gated logistic mixing);
+Duchi, Hazan, Singer, "Adaptive subgradient methods", JMLR 2011.
+"""
+
+from dataclasses import dataclass
+from typing import Any, Final, NamedTuple
+
+import numba as nb
+import numpy as np
+from numpy.typing import NDArray
+
+from models.candidates import (
+    F_NEURAL,
+    F_NO_ROW,
+    FEATURES,
+    MIXTURE,
+    SELECTOR_SIZES,
+    SELECTORS,
+    Workspace,
+    fast_exp,
+    gather,
+    release,
+    workspace,
+)
+from models.popularity import Popularity, PopularityArrays, grown, jit, note
+from models.transitions import Transitions, TransitionArrays, learn_event
+
+_RATE: Final = np.float32(0.05)  # 0.02 to 0.1 do equally well
+_CAUTION: Final = 1e-2  # first value of the squared gradient sums
+_LEARN_ALL: Final = 1 << 15  # events whose every outcome moves the weights; later one in `_LEARN_ONE_IN` does
+_LEARN_ONE_IN: Final = 2
+EXCLUDE: Final = {"none": 0, "seen": 1, "purchased": 2}
+_PURCHASE: Final = 2
+_NO_SCORES: Final = np.zeros((0, 0), np.float32)
+_NO_TOP: Final = np.zeros((0, 0), np.int32)
+
+
+class _Weights(NamedTuple):
+    values: NDArray[np.float32]  # (51, F)
+    squares: NDArray[np.float32]  # (51, F) sums of squared gradients
+
+
+class _Events(NamedTuple):
+    items: NDArray[np.int32]  # (E,)
+    kinds: NDArray[np.uint8]  # (E,)
+    seconds: NDArray[np.int64]  # (E,)
+    histories: NDArray[np.int32]  # (E, X) before the event, newest first
+    history_kinds: NDArray[np.uint8]  # (E, X)
+    history_seconds: NDArray[np.int64]  # (E, 2) of the last two events
+    lengths: NDArray[np.int32]  # (E,)
+
+
+@dataclass(frozen=True, slots=True)
+class NeuralScores:
+    """Dense scores of one model version for a batch. Before-scores are wanted for tested events only, in their order.
+
+    Attributes:
+        after: (E, V) scores from the state after each event.
+        after_top: (E, T) the best rows of each, to be considered as candidates.
+        before: (S, V) scores from the state before each tested event.
+        before_top: (S, T).
+    """
+
+    after: NDArray[np.float32]
+    after_top: NDArray[np.int32]
+    before: NDArray[np.float32]
+    before_top: NDArray[np.int32]
+
+
+@dataclass(frozen=True, slots=True)
+class Histories:
+    """What users did before each event of a batch, newest first, 0 beyond the length.
+
+    Attributes:
+        items: (E, X) item numbers.
+        kinds: (E, X) event kinds.
+        seconds: (E, X) times of the events; only the first two are read.
+        lengths: (E,).
+    """
+
+    items: NDArray[np.int32]
+    kinds: NDArray[np.uint8]
+    seconds: NDArray[np.int64]
+    lengths: NDArray[np.int32]
+
+
+@dataclass(frozen=True, slots=True)
+class Fused:
+    """What a batch gave.
+
+    Attributes:
+        items: (E, K) recommended item numbers after each event, best first, 0 where there are no more.
+        scores: (E, K) their probabilities among the candidates, 0 where there are no more.
+        ranks: (E,) rank of the event's item before it: 1 + better + ties / 2, inf when it was no candidate,
+            0 for events that were not tested.
+    """
+
+    items: NDArray[np.int32]
+    scores: NDArray[np.float32]
+    ranks: NDArray[np.float32]
+
+
+@jit  # type: ignore[untyped-decorator]
+def _score(w: Workspace, n: int, weights: _Weights) -> None:
+    """Scores of the candidates under the weights of the situation."""
+    w.weights[:] = 0
+    for s in range(SELECTORS):
+        for f in range(w.weights.shape[0]):
+            w.weights[f] += weights.values[w.chosen[s], f]
+    scores = w.scores
+    scores[:n] = 0
+    for f in range(w.weights.shape[0]):
+        weight, feature = w.weights[f], w.features[f]
+        for k in range(n):
+            scores[k] += weight * feature[k]
+
+
+@jit  # type: ignore[untyped-decorator]
+def _rank(w: Workspace, n: int, target: int) -> np.float32:
+    score = w.scores[target]
+    better, ties = 0, 0
+    for k in range(n):
+        better += w.scores[k] > score
+        ties += w.scores[k] == score
+    return np.float32(1.0 + better + 0.5 * (ties - 1))
+
+
+@jit  # type: ignore[untyped-decorator]
+def _probabilities(w: Workspace, n: int) -> None:
+    """Turn scores into their softmax."""
+    scores = w.scores
+    best = scores[0]
+    for k in range(n):
+        best = max(best, scores[k])
+    total = np.float32(0.0)
+    for k in range(n):
+        scores[k] = fast_exp(scores[k] - best)
+        total += scores[k]
+    scores[:n] *= np.float32(1.0) / total
+
+
+@jit  # type: ignore[untyped-decorator]
+def _adapt(w: Workspace, n: int, target: int, weights: _Weights) -> None:
+    """One AdaGrad step up the log probability of the target; the scores become probabilities."""
+    _probabilities(w, n)
+    for f in range(w.gradient.shape[0]):
+        feature = w.features[f]
+        expected = np.float32(0.0)
+        for k in range(n):
+            expected += w.scores[k] * feature[k]
+        w.gradient[f] = feature[target] - expected
+    for s in range(SELECTORS):
+        value, squares = weights.values[w.chosen[s]], weights.squares[w.chosen[s]]
+        for f in range(w.gradient.shape[0]):
+            g = w.gradient[f]
+            squares[f] += g * g
+            value[f] += _RATE * g / np.sqrt(squares[f])
+
+
+@jit  # type: ignore[untyped-decorator]
+def _take_top(
+    w: Workspace, n: int, blocked: NDArray[np.uint8], items: NDArray[np.int32], scores: NDArray[np.float32]
+) -> None:
+    """The K best candidates that are not blocked, best first, ties to the lower item number."""
+    last = items.shape[0] - 1
+    for k in range(n):
+        score, item = w.scores[k], w.items[k]
+        if score < scores[last] or score <= 0 or blocked[item]:
+            continue
+        if score == scores[last] and items[last] > 0 and item > items[last]:
+            continue
+        j = last
+        while j > 0 and (scores[j - 1] < score or (scores[j - 1] == score and items[j - 1] > item)):
+            scores[j] = scores[j - 1]
+            items[j] = items[j - 1]
+            j -= 1
+        scores[j] = score
+        items[j] = item
+
+
+@jit  # type: ignore[untyped-decorator]
+def _process(
+    w: Workspace,
+    t: TransitionArrays,
+    p: PopularityArrays,
+    weights: _Weights,
+    events: _Events,
+    tested: NDArray[np.bool_],  # (E,)
+    adapted: NDArray[np.bool_],  # (E,)
+    before: NDArray[np.float32],  # (S, V) or (0, 0)
+    before_top: NDArray[np.int32],
+    after: NDArray[np.float32],  # (E, V) or (0, 0)
+    after_top: NDArray[np.int32],
+    row_of: NDArray[np.int32],
+    number_of: NDArray[np.int32],
+    exclude: int,
+    blocked: NDArray[np.uint8],  # (C,)
+    recommended: NDArray[np.int32],  # (E, K) out
+    recommended_scores: NDArray[np.float32],  # (E, K) out
+    ranks: NDArray[np.float32],  # (E,) out
+) -> None:
+    nothing = np.zeros(0, np.float32)
+    none = np.zeros(0, np.int32)
+    width = events.histories.shape[1]
+    history = np.zeros(width, np.int32)
+    test = 0
+    for e in range(events.items.shape[0]):
+        item, length = events.items[e], events.lengths[e]
+        seconds = events.history_seconds[e]
+        if tested[e]:
+            has_scores = test < before.shape[0]
+            n = gather(
+                w, t, p, events.histories[e], length, seconds[0] - seconds[1] if length > 1 else 0,
+                events.history_kinds[e, 0] if length > 0 else 0,
+                before[test] if has_scores else nothing, before_top[test] if has_scores else none, row_of, number_of,
+            )  # fmt: skip
+            test += 1
+            target = w.place[item] if item > 0 else -1
+            ranks[e] = np.inf
+            if target >= 0:
+                _score(w, n, weights)
+                ranks[e] = _rank(w, n, target)
+                if adapted[e]:
+                    _adapt(w, n, target, weights)
+            release(w, n)
+        if item > 0:
+            learn_event(t, events.histories[e], length, item)
+            note(p, item, 1.0)
+        history[1:] = events.histories[e, : width - 1]
+        history[0] = item
+        length = min(length + 1, width)
+        has_scores = e < after.shape[0]
+        n = gather(
+            w, t, p, history, length, events.seconds[e] - seconds[0] if length > 1 else 0, events.kinds[e],
+            after[e] if has_scores else nothing, after_top[e] if has_scores else none, row_of, number_of,
+        )  # fmt: skip
+        _score(w, n, weights)
+        _probabilities(w, n)
+        if exclude:
+            for d in range(length):
+                kind = events.kinds[e] if d == 0 else events.history_kinds[e, d - 1]
+                k = w.place[history[d]]
+                if k >= 0 and (exclude == 1 or kind == _PURCHASE):
+                    w.scores[k] = 0
+        _take_top(w, n, blocked, recommended[e], recommended_scores[e])
+        release(w, n)
+
+
+class Fusion:
+    """The transition memory, popularity, the user's own items and a neural model, as one recommender.
+
+    Args:
+        transitions: memory of transitions, shared with whoever exports and merges it.
+        popularity: decayed popularity.
+
+    Example:
+        >>> fusion = Fusion()
+        >>> item = np.array([7], np.int32)
+        >>> empty = Histories(np.zeros((1, 50), np.int32), np.zeros((1, 50), np.uint8),
+        ...                   np.zeros((1, 50), np.int64), np.zeros(1, np.int32))
+        >>> fused = fusion.process(item, np.array([1], np.uint8), np.array([1_700_000_000]), empty, top_k=2)
+        >>> fused.items.tolist()
+        [[7, 0]]
+    """
+
+    def __init__(self, transitions: Transitions | None = None, popularity: Popularity | None = None) -> None:
+        self.transitions = Transitions() if transitions is None else transitions
+        self.popularity = Popularity() if popularity is None else popularity
+        rows = sum(SELECTOR_SIZES)
+        self.weights = _Weights(
+            np.zeros((rows, len(FEATURES)), np.float32), np.full((rows, len(FEATURES)), _CAUTION, np.float32)
+        )
+        self.weights.values[0, MIXTURE] = 1.0
+        self.model = 0
+        self.events = 0
+        self._neural_of: dict[int, NDArray[np.float32]] = {}
+        self._row_of = np.zeros(1, np.int32)
+        self._number_of = np.zeros(1, np.int32)
+        self._workspace = workspace(1)
+        self._blocked = np.zeros(1, np.uint8)
+
+    def set_model(self, fingerprint: int, number_of_row: NDArray[np.int32]) -> None:
+        """Use another model version's scores from now on.
+
+        Args:
+            fingerprint: of the version, not 0.
+            number_of_row: (V,) item number of each of its rows; entry 0 is ignored.
+        """
+        neural = [F_NEURAL, F_NO_ROW]
+        if fingerprint != self.model:
+            if self.model:
+                self._neural_of[self.model] = self.weights.values[:, neural].copy()
+            known = self._neural_of.get(fingerprint)
+            if known is not None:
+                self.weights.values[:, neural] = known
+            self.weights.squares[:, neural] = _CAUTION
+        self.model = fingerprint
+        self._number_of = np.ascontiguousarray(number_of_row, np.int32).copy()
+        self._number_of[0] = 0
+        self._row_of = np.zeros(max(self.capacity, int(self._number_of.max()) + 1), np.int32)
+        self._row_of[self._number_of] = np.arange(len(self._number_of), dtype=np.int32)
+        self._row_of[0] = 0
+
+    @property
+    def capacity(self) -> int:
+        """C: item numbers below it can be learnt and recommended."""
+        return self.transitions.capacity
+
+    def reserve(self, items: int) -> None:
+        """Make room for item numbers below ``items``."""
+        if items > self.capacity:
+            self.transitions.reserve(1 << (items - 1).bit_length())
+        capacity = self.capacity
+        self.popularity.reserve(capacity)
+        if len(self._workspace.place) < capacity:
+            self._workspace = workspace(capacity)
+            self._blocked = grown(self._blocked, capacity)
+        if len(self._row_of) < capacity:
+            self._row_of = grown(self._row_of, capacity)
+
+    def block(self, items: NDArray[np.int32], blocked: bool = True) -> None:
+        """Never recommend these items (or allow them again)."""
+        if len(items):
+            self.reserve(int(items.max()) + 1)
+            self._blocked[items] = blocked
+
+    def tests(self, events: int) -> NDArray[np.bool_]:
+        """Which of the next ``events`` events the weights will learn from: before-scores are wanted for these (E,)."""
+        position = np.arange(self.events, self.events + events)
+        chosen: NDArray[np.bool_] = (position < _LEARN_ALL) | (position % _LEARN_ONE_IN == 0)
+        return chosen
+
+    def process(
+        self,
+        items: NDArray[np.int32],
+        kinds: NDArray[np.uint8],
+        seconds: NDArray[np.int64],
+        histories: Histories,
+        *,
+        top_k: int = 10,
+        neural: NeuralScores | None = None,
+        exclude: str = "none",
+        test_all: bool = False,
+    ) -> Fused:
+        """For each event in order: rank it and adapt the weights, learn it, recommend what may come after it.
+
+        Args:
+            items: (E,) item numbers; 0 is not learnt.
+            kinds: (E,) event kinds.
+            seconds: (E,) event times.
+            histories: what the users did before each event, events of this batch included.
+            top_k: K.
+            neural: scores of the version named by `set_model`, None before there is one.
+            exclude: never recommend again what the user has ``seen`` or ``purchased`` (as far as the history
+                tells), or ``none``.
+            test_all: rank every event, not only those the weights learn from (before-scores are then for all).
+        """
+        events = len(items)
+        adapted = self.tests(events)
+        tested = np.ones(events, np.bool_) if test_all else adapted
+        self.reserve(int(max(items.max(initial=0), histories.items.max(initial=0))) + 1)
+        fused = Fused(
+            np.zeros((events, top_k), np.int32), np.zeros((events, top_k), np.float32), np.zeros(events, np.float32)
+        )
+        scores = NeuralScores(_NO_SCORES, _NO_TOP, _NO_SCORES, _NO_TOP) if neural is None else neural
+        batch = _Events(
+            items, kinds, seconds, histories.items, histories.kinds, histories.seconds, histories.lengths
+        )
+        _process(
+            self._workspace, self.transitions.arrays, self.popularity.arrays, self.weights, batch, tested, adapted,
+            scores.before, scores.before_top, scores.after, scores.after_top, self._row_of, self._number_of,
+            EXCLUDE[exclude], self._blocked, fused.items, fused.scores, fused.ranks,
+        )  # fmt: skip
+        self.events += events
+        return fused
+
+    def to_arrays(self) -> dict[str, NDArray[Any]]:
+        """Everything learnt, as arrays to store."""
+        state: dict[str, NDArray[Any]] = {
+            "values": self.weights.values.copy(),
+            "squares": self.weights.squares.copy(),
+            "counters": np.array([self.model, self.events], np.int64),
+        }
+        state |= {f"transitions.{name}": value for name, value in self.transitions.to_arrays().items()}
+        state |= {f"popularity.{name}": value for name, value in self.popularity.to_arrays().items()}
+        return state
+
+    def load_arrays(self, stored: dict[str, NDArray[Any]]) -> None:
+        """Continue from what `to_arrays` gave; `set_model` must follow where a model is in use."""
+        self.weights = _Weights(stored["values"].copy(), stored["squares"].copy())
+        self.model, self.events = (int(value) for value in stored["counters"])
+        parts: dict[str, dict[str, NDArray[Any]]] = {"transitions": {}, "popularity": {}}
+        for name, value in stored.items():
+            part, dot, field = name.partition(".")
+            if dot:
+                parts[part][field] = value
+        self.transitions.load_arrays(parts["transitions"])
+        self.popularity.load_arrays(parts["popularity"])
