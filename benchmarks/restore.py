@@ -86,7 +86,8 @@ def _restore(rig: Bench, state: Path, run_name: str, source: str, users: int) ->
     if restored != users:
         what = f"The worker restored {restored:,.0f} of {users:,} users from the {source}"
         raise BenchmarkError(what, process.log_tail())
-    return {"users_per_second": restored / seconds, "seconds": seconds, "ready_seconds": ready}
+    figures = {"users_per_second": restored / seconds, "seconds": seconds, "ready_seconds": ready}
+    return {name: round(value, 3) for name, value in figures.items()}
 
 
 def _gauge(metrics: str, name: str, source: str) -> float:

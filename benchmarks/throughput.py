@@ -77,8 +77,8 @@ def _all_runs(
             except BenchmarkError as error:
                 if name == OURS:
                     raise
-                failed[name] = str(error)
-                console.print(f"[yellow]{name} left out: {error}")
+                failed[name] = ": ".join((error.what, *error.why.splitlines()[-1:]))
+                console.print(f"[yellow]{name} left out: {failed[name]}")
                 continue
             runs.setdefault(name, []).append(speed)
             console.print(f"[dim]{name}: {speed.events_per_second:,.0f} events/s")

@@ -43,7 +43,7 @@ FEATURES: Final = (
 ) = range(len(FEATURES))  # fmt: skip
 SELECTORS: Final = 6  # weights are the sum of six vectors, each chosen by a trait of the situation
 SELECTOR_SIZES: Final = (1, 7, 11, 12, 8, 12)
-MAX_CANDIDATES: Final = 1024
+MAX_CANDIDATES: Final = 1040  # 65 cache lines: rows of a power of two would all fall into the same sets of the L1 cache
 _ROWS_READ: Final = 10  # the user's last items whose successors are candidates
 _NEAR: Final = 5
 _HOPS: Final = 10  # strongest successors followed, and successors of each read
@@ -111,85 +111,129 @@ def fast_exp(x: np.float32) -> np.float32:
 
 
 @jit  # type: ignore[untyped-decorator]
-def _column(w: Workspace, n: int, item: np.int32) -> tuple[int, int]:
-    """The item's column (-1: no room) and the number of candidates."""
-    k = w.place[item]
-    if k < 0 and n < w.items.shape[0]:
-        k = n
-        w.place[item] = k
-        w.items[k] = item
-        n += 1
-    return k, n
+def _column(place: NDArray[np.int32], items: NDArray[np.int32], n: int, item: np.int32) -> int:
+    """The item's column, N for a new one, -1 when there is no room. The caller counts."""
+    k = place[item]
+    if k < 0 and n < items.shape[0]:
+        k = np.int32(n)
+        place[item] = k
+        items[n] = item
+    return k
 
 
+# The loops below name single arrays and index them fully: a row view or a tuple of arrays handed to a function costs
+# reference counting, which at hundreds of slots an event is most of the time.
 @jit  # type: ignore[untyped-decorator]
-def _from_rows(w: Workspace, t: TransitionArrays, history: NDArray[np.int32], length: int, n: int) -> int:
-    """Successors of the last items; the start row when there are none."""
-    sums = w.sums
-    for d in range(max(1, min(length, _ROWS_READ))):
-        row = history[d] if length > 0 else np.int32(0)
-        if row == 0 and length > 0:
-            continue
-        total, counts, items = t.totals[row], t.counts[row], t.items[row]
-        by_distance = np.float32(1.0) / np.float32(d + 1)
-        per_skip = np.float32(1.0) / (total[ALL_SKIP] + _SMOOTHING)
-        per_back = np.float32(1.0) / (total[ALL_BACK] + _SMOOTHING)
-        per_next = np.float32(1.0) / (total[ALL_NEXT] + _SMOOTHING)
-        per_recent = np.float32(1.0) / (total[SCALE] * (total[ALL_RECENT] + np.float32(1.0)))
-        for s in range(min(HOT, t.used[row])):
-            k, n = _column(w, n, items[s])
-            if k < 0:
-                continue
-            skip, back = counts[s, SKIP] * per_skip, counts[s, BACK] * per_back
-            sums[_A_SKIP10, k] += skip
-            if d < _NEAR:
-                sums[_A_SKIP5, k] += by_distance * skip
-            if d == 0:
-                sums[_A_NEXT, k] = counts[s, NEXT] * per_next
-                sums[_A_RECENT, k] = counts[s, RECENT] * per_recent
-                sums[_A_BACK, k] = back
-            else:
-                sums[_A_BACK5, k] += by_distance * back
-    return n
-
-
-@jit  # type: ignore[untyped-decorator]
-def _from_two_hops(w: Workspace, t: TransitionArrays, row: np.int32, n: int) -> int:
-    total = t.totals[row]
-    per_first = np.float32(1.0) / (total[ALL_SKIP] + total[ALL_BACK] + _SMOOTHING)
-    for s in range(min(_HOPS, t.used[row])):
-        via = t.items[row, s]
-        onward = t.totals[via]
-        share = t.strength[row, s] * per_first / (onward[ALL_SKIP] + onward[ALL_BACK] + _SMOOTHING)
-        for s2 in range(min(_HOPS, t.used[via])):
-            k, n = _column(w, n, t.items[via, s2])
-            if k >= 0:
-                w.sums[_A_HOPS, k] += share * t.strength[via, s2]
-    return n
-
-
-@jit  # type: ignore[untyped-decorator]
-def _from_history(w: Workspace, history: NDArray[np.int32], length: int, n: int) -> tuple[int, int]:
-    """The user's own items; also how many of them were repeats."""
-    sums = w.sums
-    repeats = 0
-    for d in range(min(length, _OWN_ITEMS)):
-        item = history[d]
-        if item == 0:
-            continue
-        k, n = _column(w, n, item)
+def _from_row(
+    place: NDArray[np.int32],
+    items: NDArray[np.int32],
+    sums: NDArray[np.float32],
+    successors: NDArray[np.int32],  # (C, W)
+    counts: NDArray[np.float32],  # (C, W, 4)
+    totals: NDArray[np.float32],  # (C, 5)
+    row: int,
+    used: int,
+    d: int,  # how many events ago, 0 for the last
+    n: int,
+) -> int:
+    """Successors of one of the last items."""
+    by_distance = np.float32(1.0) / np.float32(d + 1) if d < _NEAR else np.float32(0.0)
+    per_skip = np.float32(1.0) / (totals[row, ALL_SKIP] + _SMOOTHING)
+    per_back = np.float32(1.0) / (totals[row, ALL_BACK] + _SMOOTHING)
+    per_next = np.float32(1.0) / (totals[row, ALL_NEXT] + _SMOOTHING)
+    per_recent = np.float32(1.0) / (totals[row, SCALE] * (totals[row, ALL_RECENT] + np.float32(1.0)))
+    back_by_distance = np.float32(1.0) / np.float32(d + 1)
+    for s in range(used):
+        k = _column(place, items, n, successors[row, s])
         if k < 0:
             continue
+        n += k == n
+        skip, back = counts[row, s, SKIP] * per_skip, counts[row, s, BACK] * per_back
+        sums[_A_SKIP10, k] += skip
+        sums[_A_SKIP5, k] += by_distance * skip
+        if d == 0:
+            sums[_A_NEXT, k] = counts[row, s, NEXT] * per_next
+            sums[_A_RECENT, k] = counts[row, s, RECENT] * per_recent
+            sums[_A_BACK, k] = back
+        else:
+            sums[_A_BACK5, k] += back_by_distance * back
+    return n
+
+
+@jit  # type: ignore[untyped-decorator]
+def _from_two_hops(
+    place: NDArray[np.int32],
+    items: NDArray[np.int32],
+    sums: NDArray[np.float32],
+    successors: NDArray[np.int32],
+    strength: NDArray[np.float32],
+    totals: NDArray[np.float32],
+    used: NDArray[np.int32],
+    row: int,
+    n: int,
+) -> int:
+    """What the strongest successors of the last item lead to."""
+    per_first = np.float32(1.0) / (totals[row, ALL_SKIP] + totals[row, ALL_BACK] + _SMOOTHING)
+    for s in range(min(_HOPS, used[row])):
+        via = successors[row, s]
+        share = strength[row, s] * per_first / (totals[via, ALL_SKIP] + totals[via, ALL_BACK] + _SMOOTHING)
+        for s2 in range(min(_HOPS, used[via])):
+            k = _column(place, items, n, successors[via, s2])
+            if k < 0:
+                continue
+            n += k == n
+            sums[_A_HOPS, k] += share * strength[via, s2]
+    return n
+
+
+@jit  # type: ignore[untyped-decorator]
+def _from_history(
+    place: NDArray[np.int32],
+    items: NDArray[np.int32],
+    sums: NDArray[np.float32],
+    history: NDArray[np.int32],
+    length: int,
+    n: int,
+) -> int:
+    """The user's own items, and what came after the last one when it came before."""
+    last = history[0]
+    for d in range(length):
+        if history[d] == 0:
+            continue
+        k = _column(place, items, n, history[d])
+        if k < 0:
+            continue
+        n += k == n
         if sums[_A_AGE, k] == 0:
             sums[_A_AGE, k] = d + 1
-        else:
-            repeats += 1
         sums[_A_COUNT, k] += 1
-        if d > 0 and item == history[0] and history[d - 1] > 0:
-            after, n = _column(w, n, history[d - 1])
+        if d > 0 and history[d] == last and history[d - 1] > 0:
+            after = place[history[d - 1]]
             if after >= 0:
                 sums[_A_OWN_NEXT, after] += np.float32(1.0) / (1 + sums[_A_OWN_NEXT, after])
-    return n, repeats
+    return n
+
+
+@jit  # type: ignore[untyped-decorator]
+def _from_pair(
+    place: NDArray[np.int32],
+    items: NDArray[np.int32],
+    sums: NDArray[np.float32],
+    pair_items: NDArray[np.int32],
+    pair_counts: NDArray[np.float32],
+    pair: int,
+    n: int,
+) -> int:
+    """What followed the last two items."""
+    for s in range(PAIR_WIDTH):
+        if pair_items[pair, s] == 0:
+            break
+        k = _column(place, items, n, pair_items[pair, s])
+        if k < 0:
+            continue
+        n += k == n
+        sums[_A_PAIR, k] = pair_counts[pair, s]
+    return n
 
 
 @jit  # type: ignore[untyped-decorator]
@@ -221,29 +265,32 @@ def gather(
     Returns:
         N, the number of candidates. `release` must follow before the next call.
     """
+    place, items, sums = w.place, w.items, w.sums
     n = 0
     last = history[0] if length > 0 else np.int32(0)
     for life in range(p.top.shape[0]):
         for i in range(p.top.shape[1]):
             if p.top[life, i] > 0:
-                _, n = _column(w, n, p.top[life, i])
-    n = _from_rows(w, t, history, length, n)
-    n, repeats = _from_history(w, history, length, n)
+                n += _column(place, items, n, p.top[life, i]) == n
+    for d in range(max(1, min(length, _ROWS_READ))):
+        row = history[d] if length > 0 else np.int32(0)
+        if row > 0 or length == 0:
+            n = _from_row(place, items, sums, t.items, t.counts, t.totals, row, min(HOT, t.used[row]), d, n)
+    n = _from_history(place, items, sums, history, min(length, _OWN_ITEMS), n)
+    repeats = 0
+    for d in range(min(length, _OWN_ITEMS)):
+        repeats += history[d] > 0 and sums[_A_AGE, place[history[d]]] != d + 1
     pair_total = np.float32(0.0)
     if length >= 2 and last > 0 and history[1] > 0:
-        place, tag = pair_place(t, history[1], last)
-        if t.pair_tag[place] == tag:
-            pair_total = t.pair_total[place]
-            for s in range(PAIR_WIDTH):
-                if t.pair_items[place, s] > 0:
-                    k, n = _column(w, n, t.pair_items[place, s])
-                    if k >= 0:
-                        w.sums[_A_PAIR, k] = t.pair_counts[place, s]
+        pair, tag = pair_place(t.pair_tag.shape[0], history[1], last)
+        if t.pair_tag[pair] == tag:
+            pair_total = t.pair_total[pair]
+            n = _from_pair(place, items, sums, t.pair_items, t.pair_counts, pair, n)
     if last > 0:
-        n = _from_two_hops(w, t, last, n)
+        n = _from_two_hops(place, items, sums, t.items, t.strength, t.totals, t.used, last, n)
     for i in range(neural_top.shape[0]):
         if neural_top[i] > 0 and number_of[neural_top[i]] > 0:
-            _, n = _column(w, n, number_of[neural_top[i]])
+            n += _column(place, items, n, number_of[neural_top[i]]) == n
 
     events = t.totals[last, ALL_NEXT]
     w.chosen[0] = 0
@@ -256,9 +303,11 @@ def gather(
     for s in range(SELECTORS):
         w.chosen[s] += base
         base += SELECTOR_SIZES[s]
-    _features(w, t, p, n, last, length, pair_total)
+    _features(
+        w.features, sums, items, w.scores, t.totals[last], p.weight, p.log_weight, p.scale, p.mass, n, length, pair_total
+    )
     if neural.shape[0] > 0:
-        _neural_features(w, n, neural, row_of)
+        _neural_features(w.features, items, n, neural, row_of)
     else:
         w.features[F_NEURAL, :n] = 0
         w.features[F_NO_ROW, :n] = 0
@@ -267,25 +316,33 @@ def gather(
 
 @jit  # type: ignore[untyped-decorator]
 def _features(
-    w: Workspace, t: TransitionArrays, p: PopularityArrays, n: int, last: np.int32, length: int, pair_total: np.float32
+    f: NDArray[np.float32],
+    sums: NDArray[np.float32],
+    items: NDArray[np.int32],
+    popular: NDArray[np.float32],  # (N,) free memory
+    total: NDArray[np.float32],  # (5,) of the last item's row
+    weight: NDArray[np.float32],
+    log_weight: NDArray[np.float32],
+    scale: NDArray[np.float64],
+    mass: NDArray[np.float64],
+    n: int,
+    length: int,
+    pair_total: np.float32,
 ) -> None:
-    f, sums = w.features, w.sums
-    lives = p.scale.shape[0]
+    lives = scale.shape[0]
     share = np.empty(lives, np.float32)
     centre = np.empty(lives, np.float32)
     for life in range(lives):
-        whole = max(p.scale[life] * p.mass[life], 1e-300)
+        whole = max(scale[life] * mass[life], 1e-300)
         share[life] = 1.0 / (whole * lives)
         centre[life] = np.log(whole)
-    popular = w.scores  # free until the scores are computed
     for k in range(n):
-        item = w.items[k]
+        item = items[k]
         mean = np.float32(1e-7)
         for life in range(lives):
-            mean += p.weight[item, life] * share[life]
-            f[F_POPULAR + life, k] = max(p.log_weight[item, life] - centre[life], _FLOORS[life]) + _SHIFT
+            mean += weight[item, life] * share[life]
+            f[F_POPULAR + life, k] = max(log_weight[item, life] - centre[life], _FLOORS[life]) + _SHIFT
         popular[k] = mean
-    total = t.totals[last]
     back_off_next = _SMOOTHING / (total[ALL_NEXT] + _SMOOTHING)
     back_off_back = _SMOOTHING / (total[ALL_BACK] + _SMOOTHING)
     distances = np.float32(0.0)
@@ -295,44 +352,58 @@ def _features(
     per_row = np.float32(1.0) / np.float32(max(1, min(length, _ROWS_READ)))
     per_pair = np.float32(1.0) / (pair_total + np.float32(1.0))
     faint, light = np.float32(0.05), np.float32(0.1)
+    # Short loops over one or two rows: the compiler turns these into vector instructions, one long loop it does not.
     for k in range(n):
-        q = popular[k]
-        after = sums[_A_NEXT, k] + back_off_next * q
-        skip5 = sums[_A_SKIP5, k] * per_distance + faint * q
-        skip10 = sums[_A_SKIP10, k] * per_row + faint * q
-        pair = (sums[_A_PAIR, k] + after) * per_pair
-        recent = sums[_A_RECENT, k] + light * q
-        mixture = np.float32(0.3) * (after + skip5) + np.float32(0.2) * pair + light * (skip10 + recent)
-        f[MIXTURE, k] = fast_log(mixture) + _SHIFT
-        f[F_NEXT, k] = fast_log(after) + _SHIFT
-        f[F_SKIP5, k] = fast_log(skip5) + _SHIFT
-        f[F_SKIP10, k] = fast_log(skip10) + _SHIFT
-        f[F_PAIR, k] = fast_log(pair) + _SHIFT
-        f[F_RECENT, k] = fast_log(recent) + _SHIFT
-        f[F_BACK, k] = fast_log(sums[_A_BACK, k] + back_off_back * q) + _SHIFT
-        f[F_BACK5, k] = fast_log(sums[_A_BACK5, k] * per_distance + faint * q) + _SHIFT
-        f[F_HOPS, k] = fast_log(sums[_A_HOPS, k] + faint * q) + _SHIFT
+        f[F_NEXT, k] = sums[_A_NEXT, k] + back_off_next * popular[k]
     for k in range(n):
-        age, count = sums[_A_AGE, k], sums[_A_COUNT, k]
-        own = np.float32(1.0) if age > 0 else np.float32(0.0)
-        f[F_OWN, k] = own
-        f[F_NEAR, k] = own / max(age, np.float32(1.0))
-        f[F_AGE, k] = fast_log(max(age, np.float32(1.0)))
-        f[F_COUNT, k] = fast_log(max(count, np.float32(1.0)))
+        f[F_SKIP5, k] = sums[_A_SKIP5, k] * per_distance + faint * popular[k]
+    for k in range(n):
+        f[F_SKIP10, k] = sums[_A_SKIP10, k] * per_row + faint * popular[k]
+    for k in range(n):
+        f[F_PAIR, k] = (sums[_A_PAIR, k] + f[F_NEXT, k]) * per_pair
+    for k in range(n):
+        f[F_RECENT, k] = sums[_A_RECENT, k] + light * popular[k]
+    for k in range(n):
+        f[F_BACK, k] = sums[_A_BACK, k] + back_off_back * popular[k]
+    for k in range(n):
+        f[F_BACK5, k] = sums[_A_BACK5, k] * per_distance + faint * popular[k]
+    for k in range(n):
+        f[F_HOPS, k] = sums[_A_HOPS, k] + faint * popular[k]
+    for k in range(n):
+        f[MIXTURE, k] = np.float32(0.3) * (f[F_NEXT, k] + f[F_SKIP5, k]) + np.float32(0.2) * f[F_PAIR, k]
+    for k in range(n):
+        f[MIXTURE, k] += light * (f[F_SKIP10, k] + f[F_RECENT, k])
+    for row in (MIXTURE, F_NEXT, F_SKIP5, F_SKIP10, F_PAIR, F_RECENT, F_BACK, F_BACK5, F_HOPS):
+        for k in range(n):
+            f[row, k] = fast_log(f[row, k]) + _SHIFT
+    for k in range(n):
+        f[F_OWN, k] = min(sums[_A_AGE, k], np.float32(1.0))
+    for k in range(n):
+        f[F_NEAR, k] = f[F_OWN, k] / max(sums[_A_AGE, k], np.float32(1.0))
+    for k in range(n):
+        f[F_AGE, k] = fast_log(max(sums[_A_AGE, k], np.float32(1.0)))
+    for k in range(n):
+        f[F_COUNT, k] = fast_log(max(sums[_A_COUNT, k], np.float32(1.0)))
+    for k in range(n):
         f[F_OWN_NEXT, k] = fast_log(np.float32(1.0) + sums[_A_OWN_NEXT, k])
-        f[F_KNOWN_NEXT, k] = np.float32(1.0) if sums[_A_NEXT, k] > 0 else np.float32(0.0)
-        f[F_KNOWN_PAIR, k] = np.float32(1.0) if sums[_A_PAIR, k] > 0 else np.float32(0.0)
-        f[F_LAST, k] = np.float32(1.0) if age == 1 else np.float32(0.0)
-        f[F_SECOND, k] = np.float32(1.0) if age == 2 else np.float32(0.0)
+    for k in range(n):
+        f[F_KNOWN_NEXT, k] = np.float32(sums[_A_NEXT, k] > 0)
+    for k in range(n):
+        f[F_KNOWN_PAIR, k] = np.float32(sums[_A_PAIR, k] > 0)
+    for k in range(n):
+        f[F_LAST, k] = np.float32(sums[_A_AGE, k] == 1)
+    for k in range(n):
+        f[F_SECOND, k] = np.float32(sums[_A_AGE, k] == 2)
 
 
 @jit  # type: ignore[untyped-decorator]
-def _neural_features(w: Workspace, n: int, neural: NDArray[np.float32], row_of: NDArray[np.int32]) -> None:
+def _neural_features(
+    f: NDArray[np.float32], items: NDArray[np.int32], n: int, neural: NDArray[np.float32], row_of: NDArray[np.int32]
+) -> None:
     """Scores less their mean over the candidates (a constant cancels in the softmax); unknown items get the mean."""
-    f = w.features
     total, known = np.float32(0.0), 0
     for k in range(n):
-        row = row_of[w.items[k]]
+        row = row_of[items[k]]
         if row > 0:
             f[F_NEURAL, k] = neural[row]
             f[F_NO_ROW, k] = 0
@@ -348,7 +419,9 @@ def _neural_features(w: Workspace, n: int, neural: NDArray[np.float32], row_of: 
 @jit  # type: ignore[untyped-decorator]
 def release(w: Workspace, n: int) -> None:
     """Forget the candidates."""
+    place, items, sums = w.place, w.items, w.sums
     for k in range(n):
-        w.place[w.items[k]] = -1
-    for a in range(w.sums.shape[0]):
-        w.sums[a, :n] = 0
+        place[items[k]] = -1
+    for a in range(sums.shape[0]):
+        for k in range(n):
+            sums[a, k] = 0

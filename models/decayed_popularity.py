@@ -7,6 +7,7 @@ in any order.
 
 from typing import Final
 
+import numba as nb
 import numpy as np
 from numpy.typing import NDArray
 
@@ -16,6 +17,10 @@ _REFRESH_SHARE: Final = 64  # the list is sorted anew after (items / 64) events:
 
 class DecayedPopularity:
     """Decayed event counts by item number, and the current best list.
+
+    Attributes:
+        place_of: place of an item number in the list `top` last returned, 0 = best, a huge number when it is not in it;
+            numbers beyond the array are not in the list, as the last entry says.
 
     >>> popularity = DecayedPopularity(half_life_ms=1000.0)
     >>> popularity.learn(np.array([1, 1, 2], np.int32), np.array([0, 0, 5000]))
@@ -31,7 +36,7 @@ class DecayedPopularity:
         self._seen = 1  # numbers below this one may have a weight
         self._since_sort = 0
         self._sorted: NDArray[np.int32] = np.zeros(0, np.int32)
-        self._places = np.full(1024, np.iinfo(np.int32).max, np.int32)
+        self.place_of = np.full(1024, np.iinfo(np.int32).max, np.int32)
         self._sorted_for = -1
 
     def learn(self, items: NDArray[np.int32], times_ms: NDArray[np.int64]) -> None:
@@ -40,23 +45,19 @@ class DecayedPopularity:
             return
         if self._landmark_ms is None:
             self._landmark_ms = int(times_ms[0])
-        exponents = (times_ms - self._landmark_ms) / self._half_life_ms
-        if exponents.max() > _MAX_EXPONENT:
-            newest = int(times_ms.max())
+        newest = int(times_ms.max())
+        if newest - self._landmark_ms > _MAX_EXPONENT * self._half_life_ms:
             fade = float(np.exp2(-(newest - self._landmark_ms) / self._half_life_ms))
             self._weights *= fade
             self._total *= fade
             self._landmark_ms = newest
-            exponents = (times_ms - newest) / self._half_life_ms
         highest = int(items.max())
-        if highest + 1 >= len(self._weights):  # the last entry stays empty, for items `places` does not know
+        if highest + 1 >= len(self._weights):  # the last entry stays empty, for items that `place_of` does not reach
             self._weights = np.concatenate([self._weights, np.zeros(max(len(self._weights), highest + 2))])
             places = np.full(len(self._weights), np.iinfo(np.int32).max, np.int32)
-            places[: len(self._places)] = self._places
-            self._places = places
-        added = np.exp2(exponents)
-        np.add.at(self._weights, items, added)
-        self._total += float(added.sum())
+            places[: len(self.place_of)] = self.place_of
+            self.place_of = places
+        self._total += _add(items, times_ms, self._landmark_ms, 1.0 / self._half_life_ms, self._weights)
         self._seen = max(self._seen, highest + 1)
         self._since_sort += len(items)
 
@@ -65,15 +66,32 @@ class DecayedPopularity:
         if self._since_sort * _REFRESH_SHARE >= self._seen or count != self._sorted_for:
             weights = self._weights[: self._seen]
             order = np.argsort(-weights, kind="stable") if self._seen <= 4 * count else _partial_sort(weights, count)
-            self._places[self._sorted] = np.iinfo(np.int32).max
+            self.place_of[self._sorted] = np.iinfo(np.int32).max
             self._sorted = order[weights[order] > 0][:count].astype(np.int32)
-            self._places[self._sorted] = np.arange(len(self._sorted), dtype=np.int32)
+            self.place_of[self._sorted] = np.arange(len(self._sorted), dtype=np.int32)
             self._since_sort, self._sorted_for = 0, count
         return self._sorted, (self._weights[self._sorted] / max(self._total, 1e-300)).astype(np.float32)
 
     def places(self, items: NDArray[np.int32]) -> NDArray[np.int32]:
         """Place of each item, any shape, in the list `top` last returned: 0 = best, a huge number when not in it."""
-        return self._places.take(items, mode="clip") if items.size else np.zeros(items.shape, np.int32)
+        return self.place_of.take(items, mode="clip") if items.size else np.zeros(items.shape, np.int32)
+
+
+@nb.njit(cache=True, nogil=True, error_model="numpy")  # type: ignore[untyped-decorator]
+def _add(
+    items: NDArray[np.int32],
+    times_ms: NDArray[np.int64],
+    landmark_ms: int,
+    rate: float,  # halvings per ms
+    weights: NDArray[np.float64],
+) -> float:
+    """Add every event's weight to its item's; returns their sum."""
+    total = 0.0
+    for e in range(items.shape[0]):
+        added = 2.0 ** ((times_ms[e] - landmark_ms) * rate)
+        weights[items[e]] += added
+        total += added
+    return total
 
 
 def _partial_sort(weights: NDArray[np.float64], count: int) -> NDArray[np.int64]:

@@ -112,34 +112,38 @@ class Fused:
 
 
 @jit  # type: ignore[untyped-decorator]
-def _score(w: Workspace, n: int, weights: _Weights) -> None:
+def _score(
+    scores: NDArray[np.float32],  # (N,) out
+    features: NDArray[np.float32],  # (F, N)
+    values: NDArray[np.float32],  # (51, F)
+    chosen: NDArray[np.int32],  # (6,)
+    n: int,
+) -> None:
     """Scores of the candidates under the weights of the situation."""
-    w.weights[:] = 0
-    for s in range(SELECTORS):
-        for f in range(w.weights.shape[0]):
-            w.weights[f] += weights.values[w.chosen[s], f]
-    scores = w.scores
-    scores[:n] = 0
-    for f in range(w.weights.shape[0]):
-        weight, feature = w.weights[f], w.features[f]
-        for k in range(n):
-            scores[k] += weight * feature[k]
+    for k in range(n):
+        scores[k] = 0
+    for f in range(features.shape[0]):
+        weight = np.float32(0.0)
+        for s in range(SELECTORS):
+            weight += values[chosen[s], f]
+        if weight != 0:
+            for k in range(n):
+                scores[k] += weight * features[f, k]
 
 
 @jit  # type: ignore[untyped-decorator]
-def _rank(w: Workspace, n: int, target: int) -> np.float32:
-    score = w.scores[target]
-    better, ties = 0, 0
+def _rank(scores: NDArray[np.float32], n: int, target: int) -> np.float32:
+    score = scores[target]
+    better, ties = np.int32(0), np.int32(0)
     for k in range(n):
-        better += w.scores[k] > score
-        ties += w.scores[k] == score
+        better += np.int32(scores[k] > score)
+        ties += np.int32(scores[k] == score)
     return np.float32(1.0 + better + 0.5 * (ties - 1))
 
 
 @jit  # type: ignore[untyped-decorator]
-def _probabilities(w: Workspace, n: int) -> None:
+def _probabilities(scores: NDArray[np.float32], n: int) -> None:
     """Turn scores into their softmax."""
-    scores = w.scores
     best = scores[0]
     for k in range(n):
         best = max(best, scores[k])
@@ -147,35 +151,48 @@ def _probabilities(w: Workspace, n: int) -> None:
     for k in range(n):
         scores[k] = fast_exp(scores[k] - best)
         total += scores[k]
-    scores[:n] *= np.float32(1.0) / total
+    scale = np.float32(1.0) / total
+    for k in range(n):
+        scores[k] *= scale
 
 
 @jit  # type: ignore[untyped-decorator]
-def _adapt(w: Workspace, n: int, target: int, weights: _Weights) -> None:
+def _adapt(
+    scores: NDArray[np.float32],
+    features: NDArray[np.float32],
+    values: NDArray[np.float32],
+    squares: NDArray[np.float32],
+    chosen: NDArray[np.int32],
+    n: int,
+    target: int,
+) -> None:
     """One AdaGrad step up the log probability of the target; the scores become probabilities."""
-    _probabilities(w, n)
-    for f in range(w.gradient.shape[0]):
-        feature = w.features[f]
+    _probabilities(scores, n)
+    for f in range(features.shape[0]):
         expected = np.float32(0.0)
         for k in range(n):
-            expected += w.scores[k] * feature[k]
-        w.gradient[f] = feature[target] - expected
-    for s in range(SELECTORS):
-        value, squares = weights.values[w.chosen[s]], weights.squares[w.chosen[s]]
-        for f in range(w.gradient.shape[0]):
-            g = w.gradient[f]
-            squares[f] += g * g
-            value[f] += _RATE * g / np.sqrt(squares[f])
+            expected += scores[k] * features[f, k]
+        g = features[f, target] - expected
+        if g != 0:
+            for s in range(SELECTORS):
+                row = chosen[s]
+                squares[row, f] += g * g
+                values[row, f] += _RATE * g / np.sqrt(squares[row, f])
 
 
 @jit  # type: ignore[untyped-decorator]
 def _take_top(
-    w: Workspace, n: int, blocked: NDArray[np.uint8], items: NDArray[np.int32], scores: NDArray[np.float32]
+    candidates: NDArray[np.int32],
+    probabilities: NDArray[np.float32],
+    n: int,
+    blocked: NDArray[np.uint8],
+    items: NDArray[np.int32],  # (K,) out
+    scores: NDArray[np.float32],  # (K,) out
 ) -> None:
     """The K best candidates that are not blocked, best first, ties to the lower item number."""
     last = items.shape[0] - 1
     for k in range(n):
-        score, item = w.scores[k], w.items[k]
+        score, item = probabilities[k], candidates[k]
         if score < scores[last] or score <= 0 or blocked[item]:
             continue
         if score == scores[last] and items[last] > 0 and item > items[last]:
@@ -229,10 +246,10 @@ def _process(
             target = w.place[item] if item > 0 else -1
             ranks[e] = np.inf
             if target >= 0:
-                _score(w, n, weights)
-                ranks[e] = _rank(w, n, target)
+                _score(w.scores, w.features, weights.values, w.chosen, n)
+                ranks[e] = _rank(w.scores, n, target)
                 if adapted[e]:
-                    _adapt(w, n, target, weights)
+                    _adapt(w.scores, w.features, weights.values, weights.squares, w.chosen, n, target)
             release(w, n)
         if item > 0:
             learn_event(t, events.histories[e], length, item)
@@ -245,15 +262,15 @@ def _process(
             w, t, p, history, length, events.seconds[e] - seconds[0] if length > 1 else 0, events.kinds[e],
             after[e] if has_scores else nothing, after_top[e] if has_scores else none, row_of, number_of,
         )  # fmt: skip
-        _score(w, n, weights)
-        _probabilities(w, n)
+        _score(w.scores, w.features, weights.values, w.chosen, n)
+        _probabilities(w.scores, n)
         if exclude:
             for d in range(length):
                 kind = events.kinds[e] if d == 0 else events.history_kinds[e, d - 1]
                 k = w.place[history[d]]
                 if k >= 0 and (exclude == 1 or kind == _PURCHASE):
                     w.scores[k] = 0
-        _take_top(w, n, blocked, recommended[e], recommended_scores[e])
+        _take_top(w.items, w.scores, n, blocked, recommended[e], recommended_scores[e])
         release(w, n)
 
 

@@ -4,6 +4,7 @@ The arena's arrays are changed in place; a batch may hold any number of events o
 batch, C slots of the arena, K recommendations kept, R = 50 entries of a user's ring.
 """
 
+from dataclasses import dataclass
 from typing import Final
 
 import numba as nb
@@ -20,17 +21,60 @@ _MAX_SECONDS: Final = 0xFFFFFFFF
 _jit = nb.njit(cache=True, nogil=True, error_model="numpy")
 
 
+@dataclass(frozen=True, slots=True)
+class PopularList:
+    """The list every user would be shown by popularity alone, for comparison."""
+
+    place_of: NDArray[np.int32]  # (N,) place of an item number, 0 = best; numbers beyond N are as the last one
+    length: int  # places below it are in the list
+    blocked: NDArray[np.int32]  # (X,) item numbers nobody is shown
+    k: int  # how many a user is shown
+
+
+@dataclass(frozen=True, slots=True)
+class Appended:
+    """What each of E events met in its user's history."""
+
+    gaps: NDArray[np.int64]  # (E,) whole seconds since the user's previous event, 0 for the first
+    repeats: NDArray[np.bool_]  # (E,) the item was in the user's history already
+    excluded: NDArray[np.int32]  # (E, R) item numbers to leave out after this event, 0 = no entry; (E, 0) for none
+    popular_ranks: NDArray[np.int32]  # (E,) place of the item among the popular ones the user could be shown, 0 = none
+
+
+def take_fresh(
+    arena: Arena, slots: NDArray[np.int32], kinds: NDArray[np.uint8], offsets: NDArray[np.int64]
+) -> NDArray[np.int64]:
+    """Positions of the events their users have not seen yet, ascending, and note their offsets as applied.
+
+    An event is new when its offset lies beyond the last one of its topic that was applied to its user, in an earlier
+    batch or earlier in this one: after a rebalance the same records may wait twice.
+    """
+    fresh = np.empty(len(slots), np.int64)
+    return fresh[: _take_fresh(slots, kinds, offsets, arena.offsets, fresh)]
+
+
+def distinct(slots: NDArray[np.int32], scratch: NDArray[np.int32]) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
+    """Distinct slots (U,) in order of appearance, and for each event which of them is its own (E,).
+
+    Args:
+        slots: (E,)
+        scratch: zeros, one for each slot that may occur; zeros again afterwards.
+    """
+    users, user = np.empty(len(slots), np.int32), np.empty(len(slots), np.int32)
+    return users[: _distinct(slots, scratch, users, user)], user
+
+
 def append_events(
     arena: Arena,
     slots: NDArray[np.int32],
     items: NDArray[np.int32],
     kinds: NDArray[np.uint8],
     times_ms: NDArray[np.int64],
-    offsets: NDArray[np.int64],
     touched_ms: NDArray[np.int64],
     exclude: int,
-) -> tuple[NDArray[np.int64], NDArray[np.bool_], NDArray[np.int32]]:
-    """Append events to their users' rings, counters and offsets, in order.
+    popular: PopularList,
+) -> Appended:
+    """Append events to their users' rings and counters, in order; `take_fresh` has noted their offsets.
 
     Args:
         arena: the users' state, changed in place and marked dirty.
@@ -38,26 +82,23 @@ def append_events(
         items: (E,) item numbers.
         kinds: (E,)
         times_ms: (E,)
-        offsets: (E,)
         touched_ms: (E,)
         exclude: `EXCLUDE_*`: which items of the user's history the lists made for each event must leave out.
-
-    Returns:
-        gaps: (E,) whole seconds since the user's previous event, 0 for the first.
-        repeats: (E,) the item was in the user's history already.
-        excluded: (E, R) item numbers to leave out after this event, 0 = no entry.
+        popular: the list to compare with.
     """
     n = len(slots)
-    gaps = np.zeros(n, np.int64)
-    repeats = np.zeros(n, np.bool_)
-    excluded = np.zeros((n, arena.items.shape[1] if exclude else 0), np.int32)
+    done = Appended(
+        gaps=np.zeros(n, np.int64),
+        repeats=np.zeros(n, np.bool_),
+        excluded=np.zeros((n, arena.items.shape[1] if exclude else 0), np.int32),
+        popular_ranks=np.zeros(n, np.int32),
+    )
     _append(
-        slots, items, kinds, times_ms, offsets, touched_ms, exclude,
+        slots, items, kinds, times_ms, touched_ms, exclude, popular.place_of, popular.length, popular.blocked, popular.k,
         arena.items, arena.times, arena.kinds, arena.count, arena.kind_counts, arena.last_ms, arena.touched_ms,
-        arena.offsets, gaps, repeats, excluded,
+        arena.dirty, done.gaps, done.repeats, done.excluded, done.popular_ranks,
     )  # fmt: skip
-    arena.dirty[slots] = True
-    return gaps, repeats, excluded
+    return done
 
 
 def rank_in_last(
@@ -65,7 +106,7 @@ def rank_in_last(
     slots: NDArray[np.int32],
     items: NDArray[np.int32],
     recommended: NDArray[np.int32],
-    listed: NDArray[np.bool_],
+    listed: NDArray[np.int64],
     model: int,
 ) -> tuple[NDArray[np.int32], NDArray[np.uint32]]:
     """Where each event's item stood in the list its user was shown last (prequential: tested before it is learnt).
@@ -74,8 +115,8 @@ def rank_in_last(
         arena: its `recs` and `recs_model` are read and then replaced by this batch's lists.
         slots: (E,)
         items: (E,) item numbers of the events.
-        recommended: (E, K) lists made after each event; only those with `listed` count.
-        listed: (E,) whether a list was made after this event.
+        recommended: (L, K) the lists made.
+        listed: (L,) the events they were made after, ascending.
         model: fingerprint of the version that made them.
 
     Returns:
@@ -89,14 +130,80 @@ def rank_in_last(
 
 
 @_jit  # type: ignore[untyped-decorator]
+def _take_fresh(
+    slots: NDArray[np.int32],
+    kinds: NDArray[np.uint8],
+    offsets: NDArray[np.int64],
+    last_offsets: NDArray[np.int64],
+    fresh: NDArray[np.int64],
+) -> int:
+    n = 0
+    for e in range(slots.shape[0]):
+        if offsets[e] > last_offsets[slots[e], kinds[e]]:
+            last_offsets[slots[e], kinds[e]] = offsets[e]
+            fresh[n] = e
+            n += 1
+    return n
+
+
+@_jit  # type: ignore[untyped-decorator]
+def _distinct(
+    slots: NDArray[np.int32], scratch: NDArray[np.int32], users: NDArray[np.int32], user: NDArray[np.int32]
+) -> int:
+    n = 0
+    for e in range(slots.shape[0]):
+        if scratch[slots[e]] == 0:
+            users[n] = slots[e]
+            n += 1
+            scratch[slots[e]] = n
+        user[e] = scratch[slots[e]] - 1
+    for u in range(n):
+        scratch[users[u]] = 0
+    return n
+
+
+@_jit  # type: ignore[untyped-decorator]
+def _popular_rank(
+    item: np.int32,
+    ring_items: NDArray[np.int32],
+    ring_kinds: NDArray[np.uint8],
+    filled: int,
+    exclude: int,
+    place_of: NDArray[np.int32],
+    blocked: NDArray[np.int32],
+    k: int,
+    taken: NDArray[np.bool_],
+) -> int:
+    """Rank of an item in the popular list once its user's excluded items and the blocked ones are taken out."""
+    last = place_of.shape[0] - 1
+    place = place_of[min(item, last)]
+    if place >= taken.shape[0]:
+        return 0
+    taken[: place + 1] = False
+    for i in range(blocked.shape[0]):
+        taken[min(place_of[min(blocked[i], last)], taken.shape[0] - 1)] = True
+    if exclude != EXCLUDE_NONE:
+        for i in range(filled):
+            if exclude == EXCLUDE_SEEN or ring_kinds[i] == _PURCHASE:
+                taken[min(place_of[min(ring_items[i], last)], taken.shape[0] - 1)] = True
+    rank = 1
+    for i in range(place):
+        rank += not taken[i]
+    return 0 if taken[place] or rank > k else rank
+
+
+@_jit  # type: ignore[untyped-decorator]
 def _append(
     slots: NDArray[np.int32],
     items: NDArray[np.int32],
     kinds: NDArray[np.uint8],
     times_ms: NDArray[np.int64],
-    offsets: NDArray[np.int64],
     touched_ms: NDArray[np.int64],
     exclude: int,
+    place_of: NDArray[np.int32],
+    listed_places: int,
+    blocked: NDArray[np.int32],
+    k: int,
     ring_items: NDArray[np.int32],
     ring_times: NDArray[np.uint32],
     ring_kinds: NDArray[np.uint8],
@@ -104,12 +211,14 @@ def _append(
     kind_counts: NDArray[np.uint32],
     last_ms: NDArray[np.int64],
     last_touched_ms: NDArray[np.int64],
-    last_offsets: NDArray[np.int64],
+    dirty: NDArray[np.bool_],
     gaps: NDArray[np.int64],
     repeats: NDArray[np.bool_],
     excluded: NDArray[np.int32],
+    popular_ranks: NDArray[np.int32],
 ) -> None:
     size = ring_items.shape[1]
+    taken = np.zeros(listed_places + 1, np.bool_)  # the entry behind the list's places is for items not in it
     for e in range(slots.shape[0]):
         s = slots[e]
         time_ms = min(max(times_ms[e], 0), 1000 * _MAX_SECONDS)
@@ -120,6 +229,9 @@ def _append(
         for i in range(filled):
             if ring_items[s, i] == items[e]:
                 repeats[e] = True
+        popular_ranks[e] = _popular_rank(
+            items[e], ring_items[s], ring_kinds[s], filled, exclude, place_of, blocked, k, taken
+        )
         at = np.int64(count[s]) % size
         ring_items[s, at] = items[e]
         ring_times[s, at] = seconds
@@ -128,7 +240,7 @@ def _append(
         kind_counts[s, kinds[e]] += np.uint32(1)
         last_ms[s] = time_ms
         last_touched_ms[s] = touched_ms[e]
-        last_offsets[s, kinds[e]] = offsets[e]
+        dirty[s] = True
         if exclude == EXCLUDE_NONE:
             continue
         filled = min(np.int64(count[s]), size)
@@ -142,7 +254,7 @@ def _rank(
     slots: NDArray[np.int32],
     items: NDArray[np.int32],
     recommended: NDArray[np.int32],
-    listed: NDArray[np.bool_],
+    listed: NDArray[np.int64],
     model: np.uint32,
     last: NDArray[np.int32],
     last_model: NDArray[np.uint32],
@@ -150,6 +262,7 @@ def _rank(
     models: NDArray[np.uint32],
 ) -> None:
     k = last.shape[1]
+    made = 0
     for e in range(slots.shape[0]):
         s = slots[e]
         models[e] = last_model[s]
@@ -159,6 +272,7 @@ def _rank(
                 rank = j + 1
                 break
         ranks[e] = rank
-        if listed[e]:
-            last[s] = recommended[e]
+        if made < listed.shape[0] and listed[made] == e:
+            last[s] = recommended[made]
             last_model[s] = model
+            made += 1

@@ -15,12 +15,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 HALF_LIVES: Final = (100.0, 1_000.0, 10_000.0, 100_000.0)  # events: a spread of three decades, the weights are learnt
-LISTED: Final = 32
+LISTED: Final = 16
 _RESCALE_AT: Final = 1e12  # leaves float32 26 decades above its smallest number for items not seen for long
 _NOTHING: Final = -1e30  # log of no weight at all: finite, so that differences stay numbers
 _FORGOTTEN: Final = np.float32(1e-30)
 
-jit = nb.njit(cache=True, nogil=True, error_model="numpy", fastmath={"contract", "nsz", "arcp"})
+jit = nb.njit(cache=True, nogil=True, error_model="numpy", fastmath={"contract", "nsz", "arcp", "reassoc"})
 
 
 class PopularityArrays(NamedTuple):

@@ -46,7 +46,8 @@ def ranks(network: Network, source: Histories, wanted: NDArray[np.bool_]) -> NDA
         for hidden, target in zip(torch.split(outputs[judged], rows), torch.split(targets[judged], rows), strict=True):
             scores = network.scores(hidden)  # (rows, V)
             score = scores.gather(1, target[:, None])
-            better, ties = (scores > score).sum(1), (scores == score).sum(1) - 1
+            # Counted as "not at most", so that a network that has diverged to NaN ranks last instead of first.
+            better, ties = (~(scores <= score)).sum(1), ((scores == score).sum(1) - 1).clamp(min=0)
             found.append((1 + better + ties / 2).double().cpu().numpy())
     network.train(training)
     return np.concatenate(found) if found else np.zeros(0)

@@ -11,13 +11,22 @@ Letters: E events, K recommendations, V rows of the model's vocabulary, X exclus
 """
 
 from dataclasses import dataclass
-from typing import Final, Literal
+from typing import Final, Literal, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from models.decayed_popularity import DecayedPopularity
-from models.history import EXCLUDE_NONE, EXCLUDE_PURCHASED, EXCLUDE_SEEN, append_events, rank_in_last
+from models.history import (
+    EXCLUDE_NONE,
+    EXCLUDE_PURCHASED,
+    EXCLUDE_SEEN,
+    PopularList,
+    append_events,
+    distinct,
+    rank_in_last,
+    take_fresh,
+)
 from models.serving import ServingModel, gap_feature
 from models.topk import top_k
 from state.arena import Arena
@@ -31,6 +40,7 @@ POPULARITY: Final = "popularity"  # model_version of lists made without a model
 _BLOCK_SCORES: Final = 1 << 18  # scores computed at once: 1 MiB stays in the L2 cache until top_k reads it
 _REPEAT_SHARE: Final = 0.01  # auto: fewer repeats than this and seen items are left out
 _REPEAT_MEMORY: Final = 10_000  # events over which the share of repeats is averaged
+_Scalar = TypeVar("_Scalar", bound=np.generic)
 _POLICY: Final = {"none": EXCLUDE_NONE, "purchased": EXCLUDE_PURCHASED, "seen": EXCLUDE_SEEN}
 
 
@@ -44,7 +54,7 @@ class Advanced:
     scores: NDArray[np.float32]  # (L, K)
     ranks: NDArray[np.int32]  # (E,) place of the event's item in the user's last list: 0 not in it, -1 no list yet
     rank_models: NDArray[np.uint32]  # (E,) fingerprint of the version that made that list
-    popularity_ranks: NDArray[np.int32]  # (E,) the same for the list of the most popular items
+    popularity_ranks: NDArray[np.int32]  # (E,) the same for the most popular items this user could be shown; never -1
     model_version: str
     rehydrated: int
 
@@ -74,6 +84,7 @@ class Recommender:
         self._blocked = np.zeros(1024, np.bool_)  # by item number
         self._blocked_numbers = np.zeros(0, np.int32)
         self._blocked_rows = np.zeros(0, np.int32)
+        self._scratch = np.zeros(0, np.int32)  # zeros, one a slot: see `distinct`
 
     @property
     def state_size(self) -> int:
@@ -111,37 +122,32 @@ class Recommender:
             batch: events in the order to apply them.
         """
         slots = store.slots(batch.users)
-        arena = store.arena
-        if arena.state_size != self.state_size and self.model:
-            arena.resize_state(self.state_size)
-        fresh = np.flatnonzero(batch.offsets > arena.offsets[slots, batch.kinds])
-        slots, kinds, times_ms = slots[fresh], batch.kinds[fresh], batch.times_ms[fresh]
-        numbers = self.items.numbers(batch.items)[fresh]
+        arena, model = store.arena, self.model
+        if model and arena.state_size != model.state_size:
+            arena.resize_state(model.state_size)
+        fresh = take_fresh(arena, slots, batch.kinds, batch.offsets)
+        slots, kinds, times_ms = _take(slots, fresh), _take(batch.kinds, fresh), _take(batch.times_ms, fresh)
+        numbers = _take(self.items.numbers(batch.items), fresh)
         listed = _last_of_each(slots) if self.latest_only else np.arange(len(fresh))
 
         rehydrated = self._rehydrate(arena, slots)
         popular, shares = self.popularity.top(self.k + RING + len(self._blocked_numbers))
-        gaps, repeats, excluded = append_events(
-            arena, slots, numbers, kinds, times_ms, batch.offsets[fresh], batch.touched_ms[fresh], self._policy()
+        compared = PopularList(self.popularity.place_of, len(popular), self._blocked_numbers, self.k)
+        done = append_events(
+            arena, slots, numbers, kinds, times_ms, _take(batch.touched_ms, fresh), self._policy(), compared
         )
-        self._watch_repeats(repeats)
-        popularity_ranks = self._popularity_ranks(numbers, excluded)
-        if self.model:
-            hidden = self._step(arena, slots, numbers, kinds, gap_feature(gaps))
-            items, scores = self._rank(self.model, hidden[listed], excluded[listed])
+        self._watch_repeats(done.repeats)
+        excluded = _take(done.excluded, listed)
+        if model:
+            hidden = self._step(model, arena, slots, numbers, kinds, gap_feature(done.gaps))
+            items, scores = self._rank(model, _take(hidden, listed), excluded)
         else:
-            items, scores = self._rank_popular(popular, shares, excluded[listed])
+            items, scores = self._rank_popular(popular, shares, excluded)
 
-        has_list = np.zeros(len(fresh), np.bool_)
-        has_list[listed] = True
-        every = items if len(listed) == len(fresh) else np.zeros((len(fresh), self.k), np.int32)
-        if every is not items:
-            every[listed] = items
-        fingerprint = self.model.fingerprint if self.model else 0
-        ranks, rank_models = rank_in_last(arena, slots, numbers, every, has_list, fingerprint)
+        ranks, rank_models = rank_in_last(arena, slots, numbers, items, listed, model.fingerprint if model else 0)
         self.popularity.learn(numbers, times_ms)
         return Advanced(
-            fresh, listed, items, scores, ranks, rank_models, popularity_ranks, self.model_version, rehydrated
+            fresh, listed, items, scores, ranks, rank_models, done.popular_ranks, self.model_version, rehydrated
         )
 
     def rehydrate(self, arena: Arena, slots: NDArray[np.int32]) -> None:
@@ -168,7 +174,10 @@ class Recommender:
     def _rehydrate(self, arena: Arena, slots: NDArray[np.int32]) -> int:
         if self.model is None:
             return 0
-        stale = np.unique(slots[arena.model[slots] != self.model.fingerprint])
+        other = arena.model[slots] != self.model.fingerprint
+        if not other.any():
+            return 0
+        stale = np.unique(slots[other])
         known = stale[arena.count[stale] > 0]
         new = stale[arena.count[stale] == 0]
         arena.hidden[new] = 0
@@ -178,16 +187,18 @@ class Recommender:
 
     def _step(
         self,
+        model: ServingModel,
         arena: Arena,
         slots: NDArray[np.int32],
         numbers: NDArray[np.int32],
         kinds: NDArray[np.uint8],
         gaps: NDArray[np.float32],
     ) -> NDArray[np.float32]:
-        assert self.model is not None
-        users, user = np.unique(slots, return_inverse=True)
+        if len(self._scratch) < arena.capacity:
+            self._scratch = np.zeros(arena.capacity, np.int32)
+        users, user = distinct(slots, self._scratch)
         state = arena.hidden[users].astype(np.float32)  # (U, S)
-        after = self.model.steps(state, user.astype(np.int32), self._rows(numbers), kinds, gaps)
+        after = model.steps(state, user, self._rows(numbers), kinds, gaps)
         arena.hidden[users] = state
         return after
 
@@ -195,14 +206,15 @@ class Recommender:
         self, model: ServingModel, hidden: NDArray[np.float32], excluded: NDArray[np.int32]
     ) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
         n, rows_per_block = len(hidden), max(2, _BLOCK_SCORES // len(model.vocabulary))
-        items, values = np.zeros((n, self.k), np.int32), np.zeros((n, self.k), np.float32)
+        excluded_rows = self._rows(excluded)
+        rows, values = np.zeros((n, self.k), np.int32), np.zeros((n, self.k), np.float32)
         for start in range(0, n, rows_per_block):
             block = slice(start, start + rows_per_block)
             scores = model.scores(hidden[block])
-            scores[:, self._blocked_rows] = -np.inf
-            rows, values[block] = top_k(scores, self._rows(excluded[block]), self.k)
-            items[block] = self._number_of_row[rows]
-        return items, values
+            if len(self._blocked_rows):
+                scores[:, self._blocked_rows] = -np.inf
+            rows[block], values[block] = top_k(scores, excluded_rows[block], self.k)
+        return self._number_of_row[rows], values
 
     def _rank_popular(
         self, popular: NDArray[np.int32], shares: NDArray[np.float32], excluded: NDArray[np.int32]
@@ -215,17 +227,6 @@ class Recommender:
         columns = np.where(places < len(popular), places + 1, 0).astype(np.int32)
         rows, values = top_k(np.repeat(scores[None, :], len(excluded), axis=0), columns, self.k)
         return numbers[rows], values
-
-    def _popularity_ranks(self, numbers: NDArray[np.int32], excluded: NDArray[np.int32]) -> NDArray[np.int32]:
-        """Rank (1 = first, 0 = not in the K) of each event's item among the most popular its user may be shown.
-
-        The exclusions are those after the event, which hold its own item too; the comparison counts places strictly
-        before the item's, so its own does not matter.
-        """
-        place = self.popularity.places(numbers)
-        ahead = (self.popularity.places(excluded) < place[:, None]).sum(axis=1)
-        rank = place - ahead + 1
-        return np.where((place < np.iinfo(np.int32).max) & (rank <= self.k), rank, 0).astype(np.int32)
 
     def _rows(self, numbers: NDArray[np.int32]) -> NDArray[np.int32]:
         if len(self.items) > len(self._row_of):  # numbers given after the swap are not in the vocabulary: row 0
@@ -241,7 +242,12 @@ class Recommender:
         if len(repeats):
             self._repeats_seen = min(self._repeats_seen + len(repeats), _REPEAT_MEMORY)
             weight = min(1.0, len(repeats) / self._repeats_seen)
-            self.repeat_share += weight * (float(repeats.mean()) - self.repeat_share)
+            self.repeat_share += weight * (np.count_nonzero(repeats) / len(repeats) - self.repeat_share)
+
+
+def _take(array: NDArray[_Scalar], at: NDArray[np.int64]) -> NDArray[_Scalar]:
+    """`array[at]` for ascending positions; no copy when they are all of them, which they nearly always are."""
+    return array if len(at) == len(array) else array[at]
 
 
 def _last_of_each(slots: NDArray[np.int32]) -> NDArray[np.int64]:

@@ -58,130 +58,143 @@ class TransitionArrays(NamedTuple):
 
 
 @jit  # type: ignore[untyped-decorator]
-def find(row: NDArray[np.int32], used: int, item: np.int32) -> int:
+def find(items: NDArray[np.int32], row: int, used: int, item: np.int32) -> int:
     """The slot that holds the item, or -1. The row's width is a multiple of the block and unused slots hold 0."""
     for base in range(0, used, _BLOCK):
-        hit = 0
-        for s in range(base, base + _BLOCK):
-            hit |= row[s] == item
-        if hit:
+        hits = np.int32(0)
+        for s in range(_BLOCK):
+            hits += np.int32(items[row, base + s] == item)
+        if hits:
             for s in range(base, base + _BLOCK):
-                if row[s] == item:
+                if items[row, s] == item:
                     return s
     return -1
 
 
 @jit  # type: ignore[untyped-decorator]
-def _swap(t: TransitionArrays, row: int, a: int, b: int) -> None:
-    items, strength, counts = t.items[row], t.strength[row], t.counts[row]
-    items[a], items[b] = items[b], items[a]
-    strength[a], strength[b] = strength[b], strength[a]
-    for c in range(counts.shape[1]):
-        counts[a, c], counts[b, c] = counts[b, c], counts[a, c]
+def _swap(
+    items: NDArray[np.int32], strength: NDArray[np.float32], counts: NDArray[np.float32], row: int, a: int, b: int
+) -> None:
+    items[row, a], items[row, b] = items[row, b], items[row, a]
+    strength[row, a], strength[row, b] = strength[row, b], strength[row, a]
+    for c in range(4):
+        counts[row, a, c], counts[row, b, c] = counts[row, b, c], counts[row, a, c]
 
 
 @jit  # type: ignore[untyped-decorator]
-def _slot(t: TransitionArrays, row: int, item: np.int32) -> int:
+def _slot(
+    items: NDArray[np.int32],
+    strength: NDArray[np.float32],
+    counts: NDArray[np.float32],
+    used: NDArray[np.int32],
+    hand: NDArray[np.int32],
+    row: int,
+    item: np.int32,
+) -> int:
     """The item's slot in a row, taken from the weakest under the hand when the item is new and the row full."""
-    used = t.used[row]
-    slot = find(t.items[row], used, item)
+    slot = find(items, row, used[row], item)
     if slot >= 0:
         return slot
-    width = t.items.shape[1]
-    if used < width:
-        slot = used
-        t.used[row] = used + 1
+    width = items.shape[1]
+    if used[row] < width:
+        slot = used[row]
+        used[row] += 1
     elif width <= HOT:
         slot = width - 1
     else:
-        start = HOT + t.hand[row] % (width - HOT)
-        t.hand[row] += _HAND
+        start = HOT + hand[row] % (width - HOT)
+        hand[row] = (hand[row] + _HAND) % (width - HOT)
         slot = start
         for s in range(start, start + _HAND):
-            if t.strength[row, s] < t.strength[row, slot]:
+            if strength[row, s] < strength[row, slot]:
                 slot = s
-    t.items[row, slot] = item
-    t.strength[row, slot] = 0
-    t.counts[row, slot] = 0
+    items[row, slot] = item
+    strength[row, slot] = 0
+    for c in range(4):
+        counts[row, slot, c] = 0
     return slot
 
 
 @jit  # type: ignore[untyped-decorator]
-def _settle(t: TransitionArrays, row: int, slot: int) -> None:
+def _settle(
+    items: NDArray[np.int32], strength: NDArray[np.float32], counts: NDArray[np.float32], row: int, slot: int
+) -> None:
     """Move a slot that grew to its place: up from the cold zone, then up within the sorted hot zone."""
-    strength = t.strength[row]
     if slot >= HOT:
-        if strength[slot] < strength[HOT - 1]:
+        if strength[row, slot] < strength[row, HOT - 1]:
             return
-        _swap(t, row, slot, HOT - 1)
+        _swap(items, strength, counts, row, slot, HOT - 1)
         slot = HOT - 1
-    while slot > 0 and strength[slot - 1] < strength[slot]:
-        _swap(t, row, slot - 1, slot)
+    while slot > 0 and strength[row, slot - 1] < strength[row, slot]:
+        _swap(items, strength, counts, row, slot - 1, slot)
         slot -= 1
 
 
 @jit  # type: ignore[untyped-decorator]
-def _halve(t: TransitionArrays, row: int) -> None:
+def _halve(
+    strength: NDArray[np.float32], counts: NDArray[np.float32], totals: NDArray[np.float32], row: int, used: int
+) -> None:
     half = np.float32(0.5)
-    for s in range(t.used[row]):
-        t.strength[row, s] *= half
+    for s in range(used):
+        strength[row, s] *= half
         for c in range(3):
-            t.counts[row, s, c] *= half
+            counts[row, s, c] *= half
     for c in range(3):
-        t.totals[row, c] *= half
+        totals[row, c] *= half
 
 
 @jit  # type: ignore[untyped-decorator]
 def forwards(t: TransitionArrays, row: int, item: np.int32, skip: np.float32, adjacent: np.float32) -> None:
     """``row`` was followed by ``item``: ``skip`` of weight, ``adjacent`` times directly."""
-    slot = _slot(t, row, item)
-    count, total = t.counts[row, slot], t.totals[row]
-    t.strength[row, slot] += skip
-    count[SKIP] += skip
-    total[ALL_SKIP] += skip
+    items, strength, counts, totals = t.items, t.strength, t.counts, t.totals
+    slot = _slot(items, strength, counts, t.used, t.hand, row, item)
+    strength[row, slot] += skip
+    counts[row, slot, SKIP] += skip
+    totals[row, ALL_SKIP] += skip
     if adjacent > 0:
-        count[NEXT] += adjacent
-        total[ALL_NEXT] += adjacent
+        counts[row, slot, NEXT] += adjacent
+        totals[row, ALL_NEXT] += adjacent
         decay = _RECENT_DECAY if adjacent == 1 else _RECENT_DECAY**adjacent
-        total[SCALE] /= decay
-        total[ALL_RECENT] = total[ALL_RECENT] * decay + adjacent
-        count[RECENT] += adjacent * total[SCALE]
-        if total[SCALE] > _RECENT_MAX:
+        totals[row, SCALE] /= decay
+        totals[row, ALL_RECENT] = totals[row, ALL_RECENT] * decay + adjacent
+        counts[row, slot, RECENT] += adjacent * totals[row, SCALE]
+        if totals[row, SCALE] > _RECENT_MAX:
             for s in range(t.used[row]):
-                t.counts[row, s, RECENT] /= total[SCALE]
-            total[SCALE] = 1
-    _settle(t, row, slot)
-    if total[ALL_SKIP] > _ROW_LIMIT:
-        _halve(t, row)
+                counts[row, s, RECENT] /= totals[row, SCALE]
+            totals[row, SCALE] = 1
+    _settle(items, strength, counts, row, slot)
+    if totals[row, ALL_SKIP] > _ROW_LIMIT:
+        _halve(strength, counts, totals, row, t.used[row])
 
 
 @jit  # type: ignore[untyped-decorator]
 def backwards(t: TransitionArrays, row: int, item: np.int32, weight: np.float32) -> None:
     """``row`` followed ``item``: evidence that someone at ``row`` may want ``item``."""
-    slot = _slot(t, row, item)
-    t.strength[row, slot] += _BACK_STRENGTH * weight
-    t.counts[row, slot, BACK] += weight
-    t.totals[row, ALL_BACK] += weight
-    _settle(t, row, slot)
-    if t.totals[row, ALL_BACK] > _ROW_LIMIT:
-        _halve(t, row)
+    items, strength, counts, totals = t.items, t.strength, t.counts, t.totals
+    slot = _slot(items, strength, counts, t.used, t.hand, row, item)
+    strength[row, slot] += _BACK_STRENGTH * weight
+    counts[row, slot, BACK] += weight
+    totals[row, ALL_BACK] += weight
+    _settle(items, strength, counts, row, slot)
+    if totals[row, ALL_BACK] > _ROW_LIMIT:
+        _halve(strength, counts, totals, row, t.used[row])
 
 
 @jit  # type: ignore[untyped-decorator]
-def pair_place(t: TransitionArrays, before: np.int32, last: np.int32) -> tuple[int, np.uint32]:
+def pair_place(places: int, before: np.int32, last: np.int32) -> tuple[int, np.uint32]:
     """Where the pair (before, last) is counted, and the tag that says the place is its own (splitmix64's mixer)."""
     h = (np.uint64(before) << np.uint64(32)) | np.uint64(last)
     h = (h ^ (h >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     h = (h ^ (h >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     h ^= h >> np.uint64(31)
-    place = np.int64(h & np.uint64(t.pair_tag.shape[0] - 1))
+    place = np.int64(h & np.uint64(places - 1))
     return place, np.uint32(h >> np.uint64(32)) | np.uint32(1)
 
 
 @jit  # type: ignore[untyped-decorator]
 def learn_pair(t: TransitionArrays, before: np.int32, last: np.int32, item: np.int32) -> None:
     """The pair (before, last) was followed by ``item``. A place in use is worn down by other pairs, then taken."""
-    place, tag = pair_place(t, before, last)
+    place, tag = pair_place(t.pair_tag.shape[0], before, last)
     if t.pair_tag[place] != tag:
         t.pair_total[place] *= np.float32(0.5)
         if t.pair_total[place] >= 1:
@@ -231,8 +244,8 @@ def _learn_one(t: TransitionArrays, before: np.int32, item: np.int32, distance: 
     if t.log.shape[0] == 0:
         return
     if t.logged[0] < t.log.shape[0]:
-        entry = t.log[t.logged[0]]
-        entry[0], entry[1], entry[2] = before, item, distance
+        place = t.logged[0]
+        t.log[place, 0], t.log[place, 1], t.log[place, 2] = before, item, distance
         t.logged[0] += 1
     else:
         t.logged[1] += 1
@@ -307,7 +320,7 @@ class Transitions:
         )
 
     def _width(self, capacity: int) -> int:
-        return int(min(max(1 << (max(self.slots // capacity, 1).bit_length() - 1), 16), 256))
+        return int(min(max(1 << (max(self.slots // capacity, 1).bit_length() - 1), 16), 128))
 
     @property
     def capacity(self) -> int:

@@ -21,6 +21,10 @@ from streams.settings import Settings
 from streams.transport import batch_topic, install
 
 _HOUR_MS: Final = 3_600_000.0
+# aiokafka leaves the group, and does not join again, while nothing was polled for so long. Here polling rests during
+# restores, hand-overs and back-pressure, all of which end by themselves: after one longer than the limit the worker
+# would stay outside the group for ever.
+_MAX_POLL_SECONDS: Final = 7 * 24 * 3600.0
 
 log = logging.getLogger(__name__)
 
@@ -62,7 +66,7 @@ def create_app(settings: Settings, index: int = 0, changelog_id: str = "") -> Wo
         broker_session_timeout=settings.session_timeout_seconds,
         broker_heartbeat_interval=min(3.0, settings.session_timeout_seconds / 3),
         broker_rebalance_timeout=settings.rebalance_timeout_seconds,
-        broker_max_poll_interval=settings.rebalance_timeout_seconds,
+        broker_max_poll_interval=_MAX_POLL_SECONDS,
         broker_request_timeout=max(60.0, settings.session_timeout_seconds + 10),
         broker_max_poll_records=settings.max_batch_events,
         consumer_max_fetch_size=1 << 20,
@@ -77,7 +81,7 @@ def create_app(settings: Settings, index: int = 0, changelog_id: str = "") -> Wo
         settings.emit == "latest",
         settings.popularity_half_life_hours * _HOUR_MS,
     )
-    pipeline = Pipeline(settings, recommender, metrics, changelog_id)
+    pipeline = Pipeline(settings, recommender, metrics, changelog_id, index)
 
     async def before_revoke(_partitions: set[TP]) -> None:
         await pipeline.drain(snapshot=app.should_stop)

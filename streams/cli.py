@@ -195,6 +195,8 @@ def worker(
         emit=emit,
     )
     if workers == 1 or index is not None:
+        for name in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS"):  # read when numpy and torch are imported: one core each
+            os.environ.setdefault(name, "1")
         from streams.worker import run_worker
 
         run_worker(settings, index or 0)

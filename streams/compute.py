@@ -20,7 +20,6 @@ from streams.metrics import Metrics
 from streams.partition import Partition
 from streams.record_batch import EncodedBatch, encode_batches
 
-
 _PUBLISH_EVENTS: Final = 4096
 
 
@@ -38,8 +37,14 @@ class _Note:
 
     kinds: NDArray[np.uint8]  # (E,)
     advanced: Advanced
-    waited_seconds: NDArray[np.float64]  # (L,)
+    touched_ms: NDArray[np.int64]  # (E,)
+    sent_ms: int
     seconds: float
+
+    def waited_seconds(self) -> NDArray[np.float64]:
+        """Kafka timestamp of each answered event to its recommendation: (L,)."""
+        waited_ms = self.sent_ms - self.touched_ms[self.advanced.fresh[self.advanced.listed]]
+        return np.maximum(waited_ms, 0) / 1000.0
 
 
 class Compute:
@@ -66,9 +71,8 @@ class Compute:
             advanced = self.recommender.advance(partition.store, events)
             now_ms = time.time_ns() // 1_000_000
             self._encode(partition, events, advanced, now_ms, produced)
-            waited_ms = now_ms - events.touched_ms[advanced.fresh[advanced.listed]]
             seconds = time.perf_counter() - started
-            self._noted.append(_Note(events.kinds, advanced, np.maximum(waited_ms, 0) / 1000.0, seconds))
+            self._noted.append(_Note(events.kinds, advanced, events.touched_ms, now_ms, seconds))
             self._noted_events += len(events)
             if self._noted_events >= _PUBLISH_EVENTS:
                 self.publish()
@@ -83,31 +87,27 @@ class Compute:
                 self.metrics.dead_letters.labels(bad.reason).inc()
                 self.metrics.events.labels(batch.topic, "rejected").inc()
                 produced.dead_letters.append(dead_letter(batch, bad))
-            at = decoded.positions
-            parts.append(
-                EventBatch(
-                    decoded.users,
-                    decoded.items,
-                    np.full(len(at), KIND_OF_TOPIC[batch.topic], np.uint8),
-                    decoded.times_ms,
-                    np.array(batch.offsets, np.int64)[at],
-                    np.array(batch.timestamps, np.int64)[at],
-                )
-            )
+            kinds = np.full(len(decoded.users), KIND_OF_TOPIC[batch.topic], np.uint8)
+            offsets, touched_ms = np.array(batch.offsets, np.int64), np.array(batch.timestamps, np.int64)
+            if decoded.rejected:
+                offsets, touched_ms = offsets[decoded.positions], touched_ms[decoded.positions]
+            parts.append(EventBatch(decoded.users, decoded.items, kinds, decoded.times_ms, offsets, touched_ms))
         return parts[0] if len(parts) == 1 else merge(parts)
 
     def _encode(
         self, partition: Partition, events: EventBatch, advanced: Advanced, now_ms: int, produced: Produced
     ) -> None:
-        at = advanced.fresh[advanced.listed]  # (L,) positions in the batch
-        if not len(at):
+        if not len(advanced.listed):
             return
-        users = events.users if len(at) == len(events) else [events.users[i] for i in at.tolist()]
+        users, kinds, offsets, times_ms = events.users, events.kinds, events.offsets, events.times_ms
+        if len(advanced.listed) < len(events):
+            at = advanced.fresh[advanced.listed]  # (L,) positions in the batch
+            users = [users[i] for i in at.tolist()]
+            kinds, offsets, times_ms = kinds[at], offsets[at], times_ms[at]
         as_json, keys = encode_users(users)
-        message = Message(advanced.model_version, partition.number, now_ms)
         values = encode_recommendations(
-            as_json, advanced.items, advanced.scores, events.kinds[at], events.offsets[at], events.times_ms[at],
-            self._fragments.cover(advanced.items), message,
+            as_json, advanced.items, advanced.scores, kinds, offsets, times_ms,
+            self._fragments.cover(advanced.items), Message(advanced.model_version, partition.number, now_ms),
         )  # fmt: skip
         produced.recommendations += encode_batches(keys, values, now_ms)
 
@@ -129,7 +129,7 @@ class Compute:
             if every > fresh:
                 metrics.events.labels(topic, "duplicate").inc(every - fresh)
         metrics.batch_events.observe(np.array([len(note.kinds) for note in noted], np.float64))
-        metrics.latency.observe(np.concatenate([note.waited_seconds for note in noted]))
+        metrics.latency.observe(np.concatenate([note.waited_seconds() for note in noted]))
         metrics.compute_seconds.inc(sum(note.seconds for note in noted))
         metrics.rehydrations.inc(sum(note.advanced.rehydrated for note in noted))
         for version in {note.advanced.model_version for note in noted}:

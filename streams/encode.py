@@ -1,11 +1,13 @@
 """Recommendation messages as JSON, all of a micro-batch in one compiled pass.
 
-orjson takes 1.5 us a message after the dictionaries are built, and building them costs more than that. Everything but the
-numbers is known before the pass: an item's JSON is a cached fragment, the user id was encoded once, the rest is constant.
+orjson takes 1.5 us a message after the dictionaries are built, and building them costs more than that. Everything but
+the numbers is known before the pass: an item's JSON is a cached fragment, the user id was encoded once, the rest is
+constant.
 """
 
 from dataclasses import dataclass
-from typing import Final
+from functools import lru_cache
+from typing import Final, NamedTuple
 
 import numba as nb
 import numpy as np
@@ -18,7 +20,18 @@ from streams.record_batch import Blobs, blobs
 
 _DECIMALS: Final = 10_000  # scores are written with 4 decimals
 _MAX_SCORE: Final = 1e14  # scores beyond are clamped: they must fit an int64 with 4 decimals
-_NUMBER_BYTES: Final = 24
+_NUMBER_BYTES: Final = 24  # an int64 has at most 20 characters, a score 20 and the two that follow it
+_OPENING: Final = np.frombuffer(b'{"user_id":', np.uint8)
+_LIST: Final = np.frombuffer(b',"items":[', np.uint8)
+_STAMP: Final = np.frombuffer(b',"timestamp":', np.uint8)
+
+
+class Fragments(NamedTuple):
+    """The pieces of JSON that make the lists of one batch."""
+
+    data: NDArray[np.uint8]
+    spans: NDArray[np.int64]  # (N, 2) start and end in `data` by item number
+    listed_bytes: int  # of all entries of the lists together
 
 
 class ItemFragments:
@@ -31,23 +44,27 @@ class ItemFragments:
         self._spans = np.full((1 << 12, 2), -1, np.int64)  # start and end by item number, -1: not encoded yet
         self._spans[0] = 0
 
-    def cover(self, recommended: NDArray[np.int32]) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
-        """Buffer and (N, 2) spans in it, covering every number in `recommended`."""
+    def cover(self, recommended: NDArray[np.int32]) -> Fragments:
+        """The fragments of every number in `recommended` (E, K)."""
         if len(self._items) > len(self._spans):
             spans = np.full((2 * len(self._items), 2), -1, np.int64)
             spans[: len(self._spans)] = self._spans
             self._spans = spans
-        missing = self._spans[:, 0][recommended] < 0
-        if missing.any():
-            for number in np.unique(recommended[missing]).tolist():
-                fragment = b'{"item_id":' + orjson.dumps(self._items.ids[number]) + b',"score":'
-                end = self._used + len(fragment)
-                if end > len(self._data):
-                    self._data = np.concatenate([self._data, np.zeros_like(self._data)])
-                self._data[self._used : end] = np.frombuffer(fragment, np.uint8)
-                self._spans[number] = self._used, end
-                self._used = end
-        return self._data, self._spans
+        listed_bytes = _listed_bytes(self._spans, recommended)
+        if listed_bytes < 0:
+            self._encode(np.unique(recommended[self._spans[:, 0][recommended] < 0]))
+            listed_bytes = _listed_bytes(self._spans, recommended)
+        return Fragments(self._data, self._spans, listed_bytes)
+
+    def _encode(self, numbers: NDArray[np.int32]) -> None:
+        for number in numbers.tolist():
+            fragment = b'{"item_id":' + orjson.dumps(self._items.ids[number]) + b',"score":'
+            end = self._used + len(fragment)
+            if end > len(self._data):
+                self._data = np.concatenate([self._data, np.zeros_like(self._data)])
+            self._data[self._used : end] = np.frombuffer(fragment, np.uint8)
+            self._spans[number] = self._used, end
+            self._used = end
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,10 +80,22 @@ def encode_users(users: list[str]) -> tuple[Blobs, Blobs]:
     """User ids as JSON strings and as raw UTF-8 keys."""
     quoted = [orjson.dumps(user) for user in users]
     as_json = blobs(quoted)
-    keys = (
-        blobs([json[1:-1] for json in quoted]) if 92 not in as_json.data else blobs([user.encode() for user in users])
+    keys = "".join(users).encode()
+    escaped = len(keys) + 2 * len(users) != len(as_json.data)
+    if escaped:
+        return as_json, blobs([user.encode() for user in users])
+    return as_json, Blobs(np.frombuffer(keys, np.uint8), as_json.offsets - 2 * np.arange(len(users) + 1))
+
+
+@lru_cache(maxsize=256)
+def _heads(model_version: str, partition: int) -> Blobs:
+    """What stands between a message's list and its offset, for each source topic."""
+    parts = (
+        b'],"model_version":%b,"event":{"topic":"%b","partition":%d,"offset":'
+        % (orjson.dumps(model_version), topic.encode(), partition)
+        for topic in TOPICS
     )
-    return as_json, keys
+    return blobs(list(parts))
 
 
 def encode_recommendations(
@@ -76,7 +105,7 @@ def encode_recommendations(
     kinds: NDArray[np.uint8],
     offsets: NDArray[np.int64],
     times_ms: NDArray[np.int64],
-    fragments: tuple[NDArray[np.uint8], NDArray[np.int64]],
+    fragments: Fragments,
     message: Message,
 ) -> Blobs:
     """One JSON value per event.
@@ -91,28 +120,30 @@ def encode_recommendations(
         fragments: from `ItemFragments.cover(items)`.
         message: what all share.
     """
-    data, spans = fragments
-    listed = int((spans[:, 1] - spans[:, 0])[items].sum()) + items.size * _NUMBER_BYTES
-    opening = np.frombuffer(b'{"user_id":', np.uint8)
-    heads = blobs(
-        [
-            b'],"model_version":'
-            + orjson.dumps(message.model_version)
-            + b',"event":{"topic":"'
-            + topic.encode()
-            + b'","partition":%d,"offset":' % message.partition
-            for topic in TOPICS
-        ]
-    )
+    heads = _heads(message.model_version, message.partition)
     tail = np.frombuffer(b'},"generated_at":%d}' % message.generated_at_ms, np.uint8)
-    fixed = len(opening) + int(np.max(np.diff(heads.offsets))) + len(tail) + 2 * _NUMBER_BYTES + 64
-    out = np.empty(int(users.offsets[-1]) + len(items) * fixed + listed, np.uint8)
+    fixed = len(_OPENING) + len(_LIST) + len(heads.data) + len(_STAMP) + len(tail) + 2 * _NUMBER_BYTES
+    room = len(users.data) + len(items) * fixed + fragments.listed_bytes + items.size * _NUMBER_BYTES
+    out = np.empty(room, np.uint8)
     ends = np.zeros(len(items) + 1, np.int64)
     _encode(
-        users.data, users.offsets, items, scores, kinds, offsets, times_ms, data, spans, opening, heads.data, heads.offsets,
-        tail, out, ends,
+        users.data, users.offsets, items, scores, kinds, offsets, times_ms, fragments.data, fragments.spans,
+        heads.data, heads.offsets, tail, out, ends,
     )  # fmt: skip
     return Blobs(out[: ends[-1]], ends)
+
+
+@nb.njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
+def _listed_bytes(spans: NDArray[np.int64], recommended: NDArray[np.int32]) -> int:
+    """Bytes of the fragments of all of `recommended` (E, K); -1 when one of them has none yet."""
+    total = 0
+    for e in range(recommended.shape[0]):
+        for j in range(recommended.shape[1]):
+            number = recommended[e, j]
+            if spans[number, 0] < 0:
+                return -1
+            total += spans[number, 1] - spans[number, 0]
+    return total
 
 
 @nb.njit(cache=True, nogil=True, inline="always")  # type: ignore[untyped-decorator]
@@ -166,7 +197,6 @@ def _encode(
     times_ms: NDArray[np.int64],
     fragment_data: NDArray[np.uint8],
     spans: NDArray[np.int64],
-    opening: NDArray[np.uint8],
     head_data: NDArray[np.uint8],
     head_at: NDArray[np.int64],
     tail: NDArray[np.uint8],
@@ -174,12 +204,10 @@ def _encode(
     ends: NDArray[np.int64],
 ) -> None:
     at = 0
-    middle = np.array([44, 34, 105, 116, 101, 109, 115, 34, 58, 91], np.uint8)  # ,"items":[
-    stamp = np.array([44, 34, 116, 105, 109, 101, 115, 116, 97, 109, 112, 34, 58], np.uint8)  # ,"timestamp":
     for e in range(items.shape[0]):
-        at = _put(out, at, opening)
+        at = _put(out, at, _OPENING)
         at = _put(out, at, user_data[user_at[e] : user_at[e + 1]])
-        at = _put(out, at, middle)
+        at = _put(out, at, _LIST)
         for j in range(items.shape[1]):
             number = items[e, j]
             if number == 0:
@@ -194,7 +222,7 @@ def _encode(
         kind = kinds[e]
         at = _put(out, at, head_data[head_at[kind] : head_at[kind + 1]])
         at = _put_int(out, at, offsets[e])
-        at = _put(out, at, stamp)
+        at = _put(out, at, _STAMP)
         at = _put_int(out, at, times_ms[e])
         at = _put(out, at, tail)
         ends[e + 1] = at

@@ -1,6 +1,6 @@
 """How every client reaches Kafka: the settings translated once for aiokafka, kafka-python and Faust."""
 
-import socket
+import logging
 import ssl
 import time
 from collections.abc import AsyncIterator, Iterator, Sequence
@@ -11,16 +11,17 @@ from aiokafka import AIOKafkaConsumer
 from aiokafka.errors import KafkaError as AioKafkaError
 from aiokafka.structs import ConsumerRecord, TopicPartition
 from kafka.admin import KafkaAdminClient
-from kafka.errors import KafkaError
+from kafka.errors import KafkaError, KafkaTimeoutError
 from kafka.net.compat import KafkaNetClient
 
 from streams.errors import BrokerError
+from streams.probe import HandshakeFailed, greet
 from streams.settings import Settings, SettingsError
 
 CLIENT_ID = "recstream"
 
 AUTHENTICATION_HINT = (
-    "check RECSTREAM_SECURITY_PROTOCOL, RECSTREAM_SASL_MECHANISM, RECSTREAM_SASL_USERNAME and RECSTREAM_SASL_PASSWORD"
+    "check RECSTREAM_SECURITY_PROTOCOL, the RECSTREAM_SASL_* and the RECSTREAM_SSL_* settings against the broker's"
 )
 REACH_HINT = (
     "start a broker (`recstream broker` runs an embedded one) or set RECSTREAM_BROKERS / --brokers to one that runs"
@@ -167,14 +168,14 @@ def admin(settings: Settings, timeout_seconds: float = 3.0) -> Iterator[KafkaAdm
         BrokerError: when no broker answers in time or one refuses.
     """
     options = client_options(settings)
-    _await_listener(settings, timeout_seconds)
+    _await_broker(settings, options.get("ssl_context"), timeout_seconds)
     started: list[KafkaNetClient] = []  # a constructor that raises leaves its sockets and thread to us
 
     def net_client(**config: Any) -> KafkaNetClient:
         started.append(KafkaNetClient(**config))
         return started[0]
 
-    with broker_errors(settings, "reach Kafka"):
+    with _last_failure() as failures:
         try:
             client = KafkaAdminClient(
                 **options,
@@ -182,10 +183,13 @@ def admin(settings: Settings, timeout_seconds: float = 3.0) -> Iterator[KafkaAdm
                 request_timeout_ms=30_000,
                 kafka_client=net_client,
             )
-        except BaseException:
+        except BaseException as error:
             for half_open in started:
                 half_open.close()
-            raise
+            if not isinstance(error, KafkaError | OSError):
+                raise
+            # It answers, so it is about who we are.
+            raise _unwelcome(settings, describe(failures[0] if failures else error)) from error
     try:
         with broker_errors(settings, "administer Kafka"):
             yield client
@@ -193,22 +197,54 @@ def admin(settings: Settings, timeout_seconds: float = 3.0) -> Iterator[KafkaAdm
         client.close()
 
 
-def _await_listener(settings: Settings, timeout_seconds: float) -> None:
-    """Wait until one of the brokers accepts a connection: quicker and plainer than the clients' own retries."""
+@contextmanager
+def _last_failure() -> Iterator[list[BaseException]]:
+    """Collect why kafka-python's connections fail: its exception says only that time ran out, its log says why."""
+    failures: list[BaseException] = []
+
+    class Collect(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            arguments = record.args if isinstance(record.args, tuple) else ()
+            failures.extend(
+                value
+                for value in arguments
+                if isinstance(value, BaseException) and not isinstance(value, KafkaTimeoutError)
+            )
+
+    logger, handler = logging.getLogger("kafka.net"), Collect(logging.WARNING)
+    logger.addHandler(handler)
+    try:
+        yield failures
+    finally:
+        logger.removeHandler(handler)
+
+
+def _await_broker(settings: Settings, context: ssl.SSLContext | None, timeout_seconds: float) -> None:
+    """Wait until one of the brokers answers.
+
+    Quicker and plainer than the clients' own retries, and a must with TLS: kafka-python 3.0.12 has no time-out for a
+    handshake that never ends, as with a listener that speaks plaintext.
+    """
     deadline = time.monotonic() + timeout_seconds
     while True:
         for address in settings.broker_list:
             host, _, port = address.rpartition(":")
             try:
-                socket.create_connection((host.strip("[]"), int(port)), timeout=max(0.1, timeout_seconds)).close()
+                greet(host.strip("[]"), int(port), context, max(0.1, timeout_seconds))
                 return
             except OSError as error:
                 failure = error
         if time.monotonic() + 0.2 > deadline:
+            if isinstance(failure, HandshakeFailed):
+                raise _unwelcome(settings, str(failure)) from failure
             raise BrokerError(
                 what=f"cannot reach Kafka at {settings.brokers}", why=describe(failure), fix=REACH_HINT
             ) from failure
         time.sleep(0.2)
+
+
+def _unwelcome(settings: Settings, why: str) -> BrokerError:
+    return BrokerError(what=f"Kafka at {settings.brokers} does not let us in", why=why, fix=AUTHENTICATION_HINT)
 
 
 @asynccontextmanager

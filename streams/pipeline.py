@@ -54,10 +54,17 @@ class Pipeline(Service):  # type: ignore[misc]
         recommender: models and item numbers.
         metrics: where to count.
         changelog_id: which changelog local snapshots belong to.
+        index: number of this worker on its host: each has a cold store of its own.
     """
 
     def __init__(
-        self, settings: Settings, recommender: Recommender, metrics: Metrics, changelog_id: str = "", **kwargs: Any
+        self,
+        settings: Settings,
+        recommender: Recommender,
+        metrics: Metrics,
+        changelog_id: str = "",
+        index: int = 0,
+        **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
         self.settings, self.recommender, self.metrics = settings, recommender, metrics
@@ -74,7 +81,9 @@ class Pipeline(Service):  # type: ignore[misc]
         self._turn = asyncio.Lock()
         self._flushing: asyncio.Task[None] | None = None
         self._flushed_at = self._expired_at = self._snapshot_at = time.monotonic()
-        self._cold = ColdStore(settings.state_dir / settings.app_id / "cold") if settings.max_resident_users else None
+        self._cold: ColdStore | None = None
+        if settings.max_resident_users:
+            self._cold = ColdStore(settings.state_dir / settings.app_id / f"cold-{index}")
 
     # -- life
 

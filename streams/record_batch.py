@@ -1,7 +1,7 @@
 """Kafka record batches (message format v2) written for a whole micro-batch at once.
 
-aiokafka's builder takes 4.8 us a record, one Python call each; here one compiled pass frames all records of a batch from
-two byte buffers. `EncodedBatch` has the methods aiokafka's producer calls on its own `BatchBuilder`, so retries,
+aiokafka's builder takes 4.8 us a record, one Python call each; here one compiled pass frames all records of a batch
+from two byte buffers. `EncodedBatch` has the methods aiokafka's producer calls on its own `BatchBuilder`, so retries,
 acknowledgements and idempotence stay the producer's.
 
 Layout: https://kafka.apache.org/documentation/#recordbatch
@@ -9,6 +9,7 @@ Layout: https://kafka.apache.org/documentation/#recordbatch
 
 import struct
 from collections.abc import Iterator, Sequence
+from itertools import accumulate
 from typing import Final, NamedTuple
 
 import numba as nb
@@ -34,8 +35,7 @@ class Blobs(NamedTuple):
 
 def blobs(parts: Sequence[bytes]) -> Blobs:
     """Join byte strings."""
-    offsets = np.zeros(len(parts) + 1, np.int64)
-    np.cumsum(np.fromiter(map(len, parts), np.int64, len(parts)), out=offsets[1:])
+    offsets = np.fromiter(accumulate(map(len, parts), initial=0), np.int64, len(parts) + 1)
     return Blobs(np.frombuffer(b"".join(parts), np.uint8), offsets)
 
 

@@ -18,7 +18,9 @@ class SettingsError(RecstreamError):
 class Settings(BaseSettings):
     """Everything an operator can set. Each field is `RECSTREAM_<NAME>` in the environment."""
 
-    model_config = SettingsConfigDict(env_prefix=PREFIX, env_file=".env", extra="ignore", frozen=True)
+    model_config = SettingsConfigDict(
+        env_prefix=PREFIX, env_file=".env", env_ignore_empty=True, extra="ignore", frozen=True
+    )
 
     brokers: str = Field("127.0.0.1:9092", description="Kafka bootstrap servers, host:port,host:port")
     registry: str = Field("data/registry", description="model registry: a directory or any fsspec URL")

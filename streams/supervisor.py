@@ -63,8 +63,8 @@ class Supervisor:
         """Run until stopped.
 
         Returns:
-            0: stopped on request and every worker ended cleanly. 1: a worker failed while stopping, or died
-            `MAX_QUICK_DEATHS` times in a row. 2: the workers refuse their settings.
+            0: stopped on request and every worker ended cleanly. 1: a worker failed while stopping, was down when the
+            request came, or died `MAX_QUICK_DEATHS` times in a row. 2: the workers refuse their settings.
         """
         self._workers = [_Worker(index) for index in range(self.count)]
         verdict = 0
@@ -74,8 +74,9 @@ class Supervisor:
                     verdict = verdict or self._tend(worker)
                 time.sleep(_POLL_SECONDS)
         finally:
+            down = any(worker.child is None and worker.quick_deaths for worker in self._workers)
             stopped = self._stop_all()
-        return verdict or stopped
+        return verdict or stopped or int(down)
 
     def pids(self) -> list[int]:
         """Process ids of the workers that run now."""

@@ -42,6 +42,7 @@ share.coordinator.state.topic.min.isr=1
 group.initial.rebalance.delay.ms=0
 group.min.session.timeout.ms=1000
 log.cleaner.backoff.ms=1000
+log.retention.ms=-1
 num.network.threads=2
 num.io.threads=4
 """

@@ -61,6 +61,15 @@ class Measured:
         except psutil.Error:
             return 0
 
+    @contextmanager
+    def suspended(self) -> Iterator[None]:
+        """Stop the process for the block, and let it go on."""
+        os.kill(self.child.pid, signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            os.kill(self.child.pid, signal.SIGCONT)
+
     def log_tail(self, lines: int = 15) -> str:
         """The end of what it printed."""
         return "\n".join(self.log.read_text(errors="replace").splitlines()[-lines:])

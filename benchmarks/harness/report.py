@@ -1,6 +1,7 @@
 """Results as a table, a JSON file, a plot, and one JSON line for scripts."""
 
 import json
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -11,12 +12,13 @@ from rich.table import Table
 from benchmarks.harness.processes import ROOT
 
 DEFAULT_OUT: Final = ROOT / "docs" / "benchmarks"
-console: Final = Console(stderr=True, highlight=False)  # standard output is for --json
+# Standard output is for --json; a table in a log file needs more than the 80 columns rich assumes there.
+console: Final = Console(stderr=True, highlight=False, width=None if sys.stderr.isatty() else 110)
 
 
 def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """Print a table; the first column is text, the others figures."""
-    printed = Table(title=title)
+    printed = Table(title=title, title_justify="left")
     for position, name in enumerate(columns):
         printed.add_column(name, justify="left" if position == 0 else "right")
     for row in rows:

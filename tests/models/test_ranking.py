@@ -58,6 +58,14 @@ def test_equal_scores_share_the_middle_rank() -> None:
     assert ranks(network, source, np.ones(5, np.bool_)).tolist() == [1 + (ITEMS - 2) / 2] * 4
 
 
+def test_a_diverged_network_ranks_last() -> None:
+    network, source = Network(NetworkConfig(items=ITEMS, hidden=4, embedding=3)), random_histories([9])
+    torch.nn.init.constant_(network.gap_weight, torch.nan)
+    found = ranks(network, source, np.ones(9, np.bool_))
+    assert (found >= ITEMS).all()
+    assert quality(found)["hr@10"] == 0
+
+
 def test_popularity_ranks_count_ties_half_and_judge_the_same_events() -> None:
     source = random_histories([1, 12, 0, 30])
     wanted = np.ones(len(source), np.bool_)

@@ -7,6 +7,7 @@ import pytest
 from aiokafka import AIOKafkaProducer
 from aiokafka.structs import TopicPartition
 
+from streams.broker import EmbeddedBroker
 from streams.errors import BrokerError
 from streams.kafka import (
     REACH_HINT,
@@ -107,13 +108,21 @@ def test_nobody_there_is_a_broker_error_with_a_cure():
     assert caught.value.fix == REACH_HINT
 
 
+def test_a_listener_that_is_not_what_the_settings_say_is_told_from_nobody_there():
+    with EmbeddedBroker() as broker:  # speaks plaintext only
+        settings = load_settings(brokers=broker.bootstrap, security_protocol="SSL")
+        with pytest.raises(BrokerError, match="does not let us in") as caught, admin(settings, timeout_seconds=0.5):
+            pass
+    assert "RECSTREAM_SECURITY_PROTOCOL" in caught.value.fix
+
+
 def test_client_exceptions_are_described_once_and_hinted():
     from aiokafka.errors import TopicAuthorizationFailedError
     from kafka.errors import KafkaTimeoutError, SaslAuthenticationFailedError
 
     assert describe(KafkaTimeoutError("no luck")).count("KafkaTimeoutError") == 1
     assert "rights" in hint(TopicAuthorizationFailedError()) or "right" in hint(TopicAuthorizationFailedError())
-    assert "RECSTREAM_SASL_PASSWORD" in hint(SaslAuthenticationFailedError())
+    assert "RECSTREAM_SASL_" in hint(SaslAuthenticationFailedError())
     with pytest.raises(BrokerError, match="cannot do it at"), broker_errors(load_settings(), "do it"):
         raise KafkaTimeoutError
 

@@ -43,6 +43,13 @@ def test_an_option_beats_the_environment_and_an_absent_one_does_not(monkeypatch)
     assert load_settings(top_k=None).top_k == 20
 
 
+def test_an_empty_variable_is_an_unset_one(monkeypatch):
+    monkeypatch.setenv("RECSTREAM_SSL_CA_FILE", "")  # what ${NAME:-} in a compose file gives
+    monkeypatch.setenv("RECSTREAM_TOP_K", "")
+    settings = load_settings()
+    assert (settings.ssl_ca_file, settings.top_k) == (None, 10)
+
+
 def test_dot_env_file(tmp_path):
     (tmp_path / ".env").write_text("RECSTREAM_PARTITIONS=3\nOTHER=1\n")
     assert load_settings().partitions == 3
@@ -53,7 +60,6 @@ def test_dot_env_file(tmp_path):
     [
         ("BROKERS", "localhost"),
         ("BROKERS", "localhost:99999"),
-        ("BROKERS", ""),
         ("PARTITIONS", "0"),
         ("TOP_K", "ten"),
         ("EMIT", "sometimes"),

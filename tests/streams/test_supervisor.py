@@ -88,6 +88,16 @@ def test_backs_off_between_deaths_and_gives_up(tmp_path, monkeypatch):
     assert deaths[-1] - deaths[-2] >= 0.2
 
 
+def test_stopping_while_a_worker_is_down_is_a_failure(tmp_path):
+    code = f"open({str(tmp_path / 'tries')!r}, 'a').write('x'); raise SystemExit(1)"
+    supervised = supervisor(lambda i: [sys.executable, "-c", code], 1)
+    supervised.first_delay_seconds = 60
+    with running(supervised) as status:
+        wait_until((tmp_path / "tries").exists)
+        wait_until(lambda: not supervised.pids())
+    assert status == [1]
+
+
 def test_settings_a_worker_refuses_are_not_tried_again(tmp_path):
     code = f"open({str(tmp_path / 'tries')!r}, 'a').write('x'); raise SystemExit(2)"
     assert supervisor(lambda i: [sys.executable, "-c", code], 1).run() == 2

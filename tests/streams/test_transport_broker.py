@@ -47,12 +47,14 @@ class Group:
         finally:
             await producer.stop()
 
-    def start_worker(self, delay_seconds: float = 0.0) -> "subprocess.Popen[bytes]":
+    def start_worker(
+        self, delay_seconds: float = 0.0, isolation_level: str = "read_uncommitted"
+    ) -> "subprocess.Popen[bytes]":
         """A worker process; `delay_seconds` is the work each batch costs."""
         log = self.directory / f"worker{len(self.workers)}.log"
         command = [
             sys.executable, str(ROOT / "tests/streams/transport_worker.py"),
-            self.bootstrap, self.name, str(log), ",".join(self.topics), str(delay_seconds),
+            self.bootstrap, self.name, str(log), ",".join(self.topics), str(delay_seconds), isolation_level,
         ]  # fmt: skip
         with log.with_suffix(".out").open("wb") as output:
             worker = subprocess.Popen(command, cwd=ROOT, env=_environment(), stdout=output, stderr=output)
@@ -109,16 +111,29 @@ def _environment() -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
 
 
-@pytest.fixture
-def group(broker: str, make_topics: Topics, unique: Callable[[str], str], tmp_path: Path) -> Iterator[Group]:
-    topics = [unique("clicks"), unique("views")]
-    make_topics(broker, topics, PARTITIONS)
-    group = Group(broker, unique("group"), topics, tmp_path)
+def _group(
+    bootstrap: str, make_topics: Topics, unique: Callable[[str], str], directory: Path, topics: list[str]
+) -> Iterator[Group]:
+    names = [unique(topic) for topic in topics]
+    make_topics(bootstrap, names, PARTITIONS)
+    group = Group(bootstrap, unique("group"), names, directory)
     yield group
     for worker in group.workers:
         if worker.poll() is None:
             worker.kill()
         worker.wait()
+
+
+@pytest.fixture
+def group(broker: str, make_topics: Topics, unique: Callable[[str], str], tmp_path: Path) -> Iterator[Group]:
+    yield from _group(broker, make_topics, unique, tmp_path, ["clicks", "views"])
+
+
+@pytest.fixture
+def transactional(
+    kafka_broker: str, make_topics: Topics, unique: Callable[[str], str], tmp_path: Path
+) -> Iterator[Group]:
+    yield from _group(kafka_broker, make_topics, unique, tmp_path, ["clicks"])
 
 
 async def test_a_worker_joins_and_one_is_killed(group: Group) -> None:
@@ -136,6 +151,7 @@ async def test_a_worker_joins_and_one_is_killed(group: Group) -> None:
         await asyncio.sleep(0.5)
     assert group.seen(1), f"the second worker got no partitions\n{group.output()}"
     await group.wait_committed()
+    assert max(group.seen().values()) == 1, "a hand-over repeats nothing"
 
     await group.produce(50_000 - sum(group.end.values()))
     before = len(group.seen(0))
@@ -166,3 +182,28 @@ async def test_a_stopped_worker_commits_what_it_acknowledged(group: Group) -> No
     assert committed == acknowledged
     assert sum(committed.values()) < 40_000
     assert max(group.seen().values()) == 1
+
+
+@pytest.mark.parametrize("isolation_level", ["read_committed", "read_uncommitted"])
+async def test_transactions(transactional: Group, isolation_level: str) -> None:
+    """Aborted records arrive only where they were asked for; offsets pass over the markers to the end of the log."""
+    partition = TopicPartition(transactional.topics[0], 2)
+    producer = AIOKafkaProducer(bootstrap_servers=transactional.bootstrap, transactional_id=transactional.name)
+    await producer.start()
+    for number in range(6):
+        await producer.begin_transaction()
+        for _ in range(10):
+            await producer.send_and_wait(*partition[:1], b"{}", key=b"u", partition=partition.partition)
+        if number % 2:
+            await producer.abort_transaction()
+        else:
+            await producer.commit_transaction()
+        transactional.end[partition] += 11  # the records and the marker
+    await producer.stop()
+
+    transactional.start_worker(isolation_level=isolation_level)
+    await transactional.wait_committed()
+    offsets = {offset for *_, offset in transactional.seen()}
+    aborted = {number * 11 + index for number in (1, 3, 5) for index in range(10)}
+    committed = {number * 11 + index for number in (0, 2, 4) for index in range(10)}
+    assert offsets == (committed if isolation_level == "read_committed" else committed | aborted)

@@ -1,6 +1,6 @@
 """A Faust worker for the transport's broker tests: reads topics in batches and logs which records it acknowledged.
 
-    python transport_worker.py BOOTSTRAP GROUP LOGFILE TOPIC,TOPIC [delay seconds per batch]
+    python transport_worker.py BOOTSTRAP GROUP LOGFILE TOPIC,TOPIC [delay seconds per batch [isolation level]]
 
 Each acknowledged batch is one line `topic partition offset,offset,...` in LOGFILE, written before its acknowledgement.
 """
@@ -12,10 +12,17 @@ from pathlib import Path
 import faust
 from faust.types import TP
 
-from streams.transport import batch_topic, install, take
+from streams.transport import IsolationLevel, batch_topic, install, take
 
 
-def main(bootstrap: str, group: str, log_file: str, topics: str, delay_seconds: str = "0") -> None:
+def main(
+    bootstrap: str,
+    group: str,
+    log_file: str,
+    topics: str,
+    delay_seconds: str = "0",
+    isolation_level: IsolationLevel = "read_uncommitted",
+) -> None:
     """Run until SIGTERM."""
     app = faust.App(
         group,
@@ -31,7 +38,7 @@ def main(bootstrap: str, group: str, log_file: str, topics: str, delay_seconds: 
         stream_recovery_delay=0.0,
         consumer_auto_offset_reset="earliest",
     )
-    transport = install(app, max_batch_events=500)
+    transport = install(app, max_batch_events=500, isolation_level=isolation_level)
     waiting: asyncio.Queue[faust.Event] = asyncio.Queue(maxsize=3)
     log = Path(log_file).open("a", buffering=1)
 
@@ -67,4 +74,4 @@ def main(bootstrap: str, group: str, log_file: str, topics: str, delay_seconds: 
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    main(*sys.argv[1:])  # type: ignore[arg-type]
