@@ -3,9 +3,10 @@
 One worker restores the users of all three groups from the changelog and then serves them in short segments, group after
 group, in an order that changes each round. A segment has the same events in the same order on the same partitions for
 each group; only the users' pasts differ. The worker is suspended while a segment is loaded, so that it meets every
-segment in the same batches. Every round brings users nobody has touched before, so that "10 past events" stays true. The
-cost is the worker's CPU time from the first event of a segment to the flush behind the last one, less what an idle
-worker spends in that time, per event.
+segment in the same batches. Every round brings users nobody has touched before, so that "10 past events" stays true.
+The cost is the worker's CPU time from the first event of a segment to the flush behind the last one, less what an idle
+worker spends in that time, per event. What else the machine does only adds to it, so the cheapest segment of each group
+counts, as with `timeit`; the medians are given beside it.
 """
 
 import time
@@ -35,7 +36,7 @@ FLUSH_SECONDS: Final = 1.8  # more than a commit interval: the segment's states 
 def main(
     users: Annotated[int, typer.Option(min=80, help="users of one segment, a multiple of the 8 partitions")] = 8_000,
     events: Annotated[int, typer.Option(min=1, help="events of each user in a segment")] = 5,
-    rounds: Annotated[int, typer.Option(min=1, help="segments of each group; the median counts")] = 9,
+    rounds: Annotated[int, typer.Option(min=1, help="segments of each group; the cheapest counts")] = 12,
     out: Out = OUT,
     json: Json = False,
 ) -> None:
@@ -63,18 +64,24 @@ def main(
                         cost = _cost_us(rig, process, answers, segment, idle)
                         if turn >= WARM_UP_ROUNDS:
                             costs[PASTS[which]].append(cost)
+    least = {past: min(several) for past, several in costs.items()}
     middle = {past: median(several) for past, several in costs.items()}
     result = {
-        "cost_ratio": round(max(middle.values()) / min(middle.values()), 4),
-        "cpu_us_per_event": {str(past): round(cost, 3) for past, cost in middle.items()},
+        "cost_ratio": round(max(least.values()) / min(least.values()), 4),
+        "median_cost_ratio": round(max(middle.values()) / min(middle.values()), 4),
+        "cpu_us_per_event": {str(past): round(cost, 3) for past, cost in least.items()},
         "runs": {str(past): [round(cost, 3) for cost in several] for past, several in costs.items()},
         "idle_share_of_core": round(idle, 4),
         "users_per_segment": users,
         "events_per_user": events,
         "machine": machine,
     }
-    rows = [(f"{past:,} past events", f"{cost:.2f}", f"{cost / middle[PASTS[0]]:.3f}") for past, cost in middle.items()]
-    table(f"Cost of an event, {machine['broker']}", ("users with", "CPU us/event", f"of that at {PASTS[0]}"), rows)
+    rows = [
+        (f"{past:,} past events", f"{cost:.2f}", f"{cost / least[PASTS[0]]:.3f}", f"{middle[past]:.2f}")
+        for past, cost in least.items()
+    ]
+    columns = ("users with", "CPU us/event", f"of that at {PASTS[0]}", "median us/event")
+    table(f"Cost of an event, {machine['broker']}", columns, rows)
     save("history", result, out, lambda axes: _draw(axes, costs))
     conclude(result, json)
 

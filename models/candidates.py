@@ -14,7 +14,7 @@ import numba as nb
 import numpy as np
 from numpy.typing import NDArray
 
-from models.popularity import HALF_LIVES, PopularityArrays, jit
+from models.popularity import HALF_LIVES, LIVES, PopularityArrays, jit
 from models.transitions import (
     ALL_BACK,
     ALL_NEXT,
@@ -43,7 +43,8 @@ FEATURES: Final = (
 ) = range(len(FEATURES))  # fmt: skip
 SELECTORS: Final = 6  # weights are the sum of six vectors, each chosen by a trait of the situation
 SELECTOR_SIZES: Final = (1, 7, 11, 12, 8, 12)
-MAX_CANDIDATES: Final = 1040  # 65 cache lines: rows of a power of two would all fall into the same sets of the L1 cache
+MAX_CANDIDATES: Final = 1024
+_COLUMNS: Final = 1040  # 65 cache lines: rows of a power of two would all fall into the same sets of the L1 cache
 _ROWS_READ: Final = 10  # the user's last items whose successors are candidates
 _NEAR: Final = 5
 _HOPS: Final = 10  # strongest successors followed, and successors of each read
@@ -75,13 +76,19 @@ def workspace(capacity: int) -> Workspace:
     return Workspace(
         place=np.full(capacity, -1, np.int32),
         items=np.zeros(MAX_CANDIDATES, np.int32),
-        sums=np.zeros((_ACCUMULATORS, MAX_CANDIDATES), np.float32),
-        features=np.zeros((len(FEATURES), MAX_CANDIDATES), np.float32),
-        scores=np.zeros(MAX_CANDIDATES, np.float32),
+        sums=np.zeros((_ACCUMULATORS, _COLUMNS), np.float32),
+        features=np.zeros((len(FEATURES), _COLUMNS), np.float32),
+        scores=np.zeros(_COLUMNS, np.float32),
         weights=np.zeros(len(FEATURES), np.float32),
         gradient=np.zeros(len(FEATURES), np.float32),
         chosen=np.zeros(SELECTORS, np.int32),
     )
+
+
+@jit  # type: ignore[untyped-decorator]
+def padded(n: int) -> int:
+    """Columns to compute for N candidates: whole vectors, since the remainder of a vectorised loop runs one by one."""
+    return (n + 63) // 64 * 64
 
 
 @jit  # type: ignore[untyped-decorator]
@@ -304,13 +311,13 @@ def gather(
         w.chosen[s] += base
         base += SELECTOR_SIZES[s]
     _features(
-        w.features, sums, items, w.scores, t.totals[last], p.weight, p.log_weight, p.scale, p.mass, n, length, pair_total
+        w.features, sums, items, w.scores, t.totals[last], p.log_weight, p.scale, p.mass, n, length, pair_total
     )
     if neural.shape[0] > 0:
         _neural_features(w.features, items, n, neural, row_of)
     else:
-        w.features[F_NEURAL, :n] = 0
-        w.features[F_NO_ROW, :n] = 0
+        w.features[F_NEURAL, : padded(n)] = 0
+        w.features[F_NO_ROW, : padded(n)] = 0
     return n
 
 
@@ -321,7 +328,6 @@ def _features(
     items: NDArray[np.int32],
     popular: NDArray[np.float32],  # (N,) free memory
     total: NDArray[np.float32],  # (5,) of the last item's row
-    weight: NDArray[np.float32],
     log_weight: NDArray[np.float32],
     scale: NDArray[np.float64],
     mass: NDArray[np.float64],
@@ -329,20 +335,23 @@ def _features(
     length: int,
     pair_total: np.float32,
 ) -> None:
-    lives = scale.shape[0]
-    share = np.empty(lives, np.float32)
-    centre = np.empty(lives, np.float32)
-    for life in range(lives):
-        whole = max(scale[life] * mass[life], 1e-300)
-        share[life] = 1.0 / (whole * lives)
-        centre[life] = np.log(whole)
-    for k in range(n):
-        item = items[k]
-        mean = np.float32(1e-7)
-        for life in range(lives):
-            mean += weight[item, life] * share[life]
-            f[F_POPULAR + life, k] = max(log_weight[item, life] - centre[life], _FLOORS[life]) + _SHIFT
-        popular[k] = mean
+    m = padded(n)  # stale columns past N are finite and never chosen
+    for k in range(m):
+        item = items[k]  # one pass over the items: a second array read by item number would double the cost
+        f[F_POPULAR, k] = log_weight[item, 0]
+        f[F_POPULAR + 1, k] = log_weight[item, 1]
+        f[F_POPULAR + 2, k] = log_weight[item, 2]
+        f[F_POPULAR + 3, k] = log_weight[item, 3]
+    for k in range(m):
+        popular[k] = 0
+    for life in range(LIVES):
+        centre, floor = np.float32(np.log(max(scale[life] * mass[life], 1e-300))), _FLOORS[life]
+        for k in range(m):
+            f[F_POPULAR + life, k] = max(f[F_POPULAR + life, k] - centre, floor)
+        for k in range(m):
+            popular[k] += np.float32(0.25) * fast_exp(min(f[F_POPULAR + life, k], np.float32(0.0)))
+        for k in range(m):
+            f[F_POPULAR + life, k] += _SHIFT
     back_off_next = _SMOOTHING / (total[ALL_NEXT] + _SMOOTHING)
     back_off_back = _SMOOTHING / (total[ALL_BACK] + _SMOOTHING)
     distances = np.float32(0.0)
@@ -353,46 +362,46 @@ def _features(
     per_pair = np.float32(1.0) / (pair_total + np.float32(1.0))
     faint, light = np.float32(0.05), np.float32(0.1)
     # Short loops over one or two rows: the compiler turns these into vector instructions, one long loop it does not.
-    for k in range(n):
+    for k in range(m):
         f[F_NEXT, k] = sums[_A_NEXT, k] + back_off_next * popular[k]
-    for k in range(n):
+    for k in range(m):
         f[F_SKIP5, k] = sums[_A_SKIP5, k] * per_distance + faint * popular[k]
-    for k in range(n):
+    for k in range(m):
         f[F_SKIP10, k] = sums[_A_SKIP10, k] * per_row + faint * popular[k]
-    for k in range(n):
+    for k in range(m):
         f[F_PAIR, k] = (sums[_A_PAIR, k] + f[F_NEXT, k]) * per_pair
-    for k in range(n):
+    for k in range(m):
         f[F_RECENT, k] = sums[_A_RECENT, k] + light * popular[k]
-    for k in range(n):
+    for k in range(m):
         f[F_BACK, k] = sums[_A_BACK, k] + back_off_back * popular[k]
-    for k in range(n):
+    for k in range(m):
         f[F_BACK5, k] = sums[_A_BACK5, k] * per_distance + faint * popular[k]
-    for k in range(n):
+    for k in range(m):
         f[F_HOPS, k] = sums[_A_HOPS, k] + faint * popular[k]
-    for k in range(n):
+    for k in range(m):
         f[MIXTURE, k] = np.float32(0.3) * (f[F_NEXT, k] + f[F_SKIP5, k]) + np.float32(0.2) * f[F_PAIR, k]
-    for k in range(n):
+    for k in range(m):
         f[MIXTURE, k] += light * (f[F_SKIP10, k] + f[F_RECENT, k])
     for row in (MIXTURE, F_NEXT, F_SKIP5, F_SKIP10, F_PAIR, F_RECENT, F_BACK, F_BACK5, F_HOPS):
-        for k in range(n):
+        for k in range(m):
             f[row, k] = fast_log(f[row, k]) + _SHIFT
-    for k in range(n):
+    for k in range(m):
         f[F_OWN, k] = min(sums[_A_AGE, k], np.float32(1.0))
-    for k in range(n):
+    for k in range(m):
         f[F_NEAR, k] = f[F_OWN, k] / max(sums[_A_AGE, k], np.float32(1.0))
-    for k in range(n):
+    for k in range(m):
         f[F_AGE, k] = fast_log(max(sums[_A_AGE, k], np.float32(1.0)))
-    for k in range(n):
+    for k in range(m):
         f[F_COUNT, k] = fast_log(max(sums[_A_COUNT, k], np.float32(1.0)))
-    for k in range(n):
+    for k in range(m):
         f[F_OWN_NEXT, k] = fast_log(np.float32(1.0) + sums[_A_OWN_NEXT, k])
-    for k in range(n):
+    for k in range(m):
         f[F_KNOWN_NEXT, k] = np.float32(sums[_A_NEXT, k] > 0)
-    for k in range(n):
+    for k in range(m):
         f[F_KNOWN_PAIR, k] = np.float32(sums[_A_PAIR, k] > 0)
-    for k in range(n):
+    for k in range(m):
         f[F_LAST, k] = np.float32(sums[_A_AGE, k] == 1)
-    for k in range(n):
+    for k in range(m):
         f[F_SECOND, k] = np.float32(sums[_A_AGE, k] == 2)
 
 
@@ -414,6 +423,9 @@ def _neural_features(
     mean = total / np.float32(max(known, 1))
     for k in range(n):
         f[F_NEURAL, k] = np.float32(0.0) if f[F_NO_ROW, k] > 0 else f[F_NEURAL, k] - mean
+    for k in range(n, padded(n)):
+        f[F_NEURAL, k] = 0
+        f[F_NO_ROW, k] = 0
 
 
 @jit  # type: ignore[untyped-decorator]
@@ -423,5 +435,5 @@ def release(w: Workspace, n: int) -> None:
     for k in range(n):
         place[items[k]] = -1
     for a in range(sums.shape[0]):
-        for k in range(n):
+        for k in range(padded(n)):
             sums[a, k] = 0

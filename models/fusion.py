@@ -30,6 +30,7 @@ from models.candidates import (
     Workspace,
     fast_exp,
     gather,
+    padded,
     release,
     workspace,
 )
@@ -120,14 +121,15 @@ def _score(
     n: int,
 ) -> None:
     """Scores of the candidates under the weights of the situation."""
-    for k in range(n):
+    m = padded(n)
+    for k in range(m):
         scores[k] = 0
     for f in range(features.shape[0]):
         weight = np.float32(0.0)
         for s in range(SELECTORS):
             weight += values[chosen[s], f]
         if weight != 0:
-            for k in range(n):
+            for k in range(m):
                 scores[k] += weight * features[f, k]
 
 
@@ -143,16 +145,22 @@ def _rank(scores: NDArray[np.float32], n: int, target: int) -> np.float32:
 
 @jit  # type: ignore[untyped-decorator]
 def _probabilities(scores: NDArray[np.float32], n: int) -> None:
-    """Turn scores into their softmax."""
+    """Turn scores into their softmax; 0 in the columns past N."""
+    m = padded(n)
     best = scores[0]
     for k in range(n):
         best = max(best, scores[k])
-    total = np.float32(0.0)
-    for k in range(n):
+    for k in range(n, m):
+        scores[k] = -np.inf
+    for k in range(m):
         scores[k] = fast_exp(scores[k] - best)
+    for k in range(n, m):
+        scores[k] = 0
+    total = np.float32(0.0)
+    for k in range(m):
         total += scores[k]
     scale = np.float32(1.0) / total
-    for k in range(n):
+    for k in range(m):
         scores[k] *= scale
 
 
@@ -170,7 +178,7 @@ def _adapt(
     _probabilities(scores, n)
     for f in range(features.shape[0]):
         expected = np.float32(0.0)
-        for k in range(n):
+        for k in range(padded(n)):
             expected += scores[k] * features[f, k]
         g = features[f, target] - expected
         if g != 0:
@@ -226,11 +234,11 @@ def _process(
     recommended: NDArray[np.int32],  # (E, K) out
     recommended_scores: NDArray[np.float32],  # (E, K) out
     ranks: NDArray[np.float32],  # (E,) out
+    history: NDArray[np.int32],  # (X,) free memory
+    nothing: NDArray[np.float32],  # (0,)
+    none: NDArray[np.int32],  # (0,)
 ) -> None:
-    nothing = np.zeros(0, np.float32)
-    none = np.zeros(0, np.int32)
     width = events.histories.shape[1]
-    history = np.zeros(width, np.int32)
     test = 0
     for e in range(events.items.shape[0]):
         item, length = events.items[e], events.lengths[e]
@@ -254,9 +262,10 @@ def _process(
         if item > 0:
             learn_event(t, events.histories[e], length, item)
             note(p, item, 1.0)
-        history[1:] = events.histories[e, : width - 1]
-        history[0] = item
         length = min(length + 1, width)
+        history[0] = item
+        for d in range(1, length):
+            history[d] = events.histories[e, d - 1]
         has_scores = e < after.shape[0]
         n = gather(
             w, t, p, history, length, events.seconds[e] - seconds[0] if length > 1 else 0, events.kinds[e],
@@ -398,6 +407,7 @@ class Fusion:
             self._workspace, self.transitions.arrays, self.popularity.arrays, self.weights, batch, tested, adapted,
             scores.before, scores.before_top, scores.after, scores.after_top, self._row_of, self._number_of,
             EXCLUDE[exclude], self._blocked, fused.items, fused.scores, fused.ranks,
+            np.zeros(histories.items.shape[1], np.int32), np.zeros(0, np.float32), np.zeros(0, np.int32),
         )  # fmt: skip
         self.events += events
         return fused

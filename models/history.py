@@ -94,9 +94,9 @@ def append_events(
         popular_ranks=np.zeros(n, np.int32),
     )
     _append(
-        slots, items, kinds, times_ms, touched_ms, exclude, popular.place_of, popular.length, popular.blocked, popular.k,
-        arena.items, arena.times, arena.kinds, arena.count, arena.kind_counts, arena.last_ms, arena.touched_ms,
-        arena.dirty, done.gaps, done.repeats, done.excluded, done.popular_ranks,
+        slots, items, kinds, times_ms, touched_ms, exclude,
+        popular.place_of, popular.length, popular.blocked, popular.k, arena.items, arena.times, arena.kinds,
+        arena.count, arena.kind_counts, arena.last_ms, arena.touched_ms, arena.dirty, done.gaps, done.repeats, done.excluded, done.popular_ranks,
     )  # fmt: skip
     return done
 

@@ -104,20 +104,23 @@ def histories(events: Events, vocabulary: list[str]) -> Histories:
     return Histories(items[by_user].astype(np.int32), ordered.kinds[by_user], gaps, times, starts)
 
 
-def cut(starts: NDArray[np.int64], length: int, rng: np.random.Generator | None) -> NDArray[np.int64]:
+def cut(
+    starts: NDArray[np.int64], length: int, rng: np.random.Generator | None, grain: int = 1
+) -> NDArray[np.int64]:
     """Cut every history of two events or more into windows of at most ``length`` steps.
 
     Args:
         starts: (U + 1,) as in `Histories`.
         length: T, most steps of a window.
         rng: Shifts each user's cuts, so that from epoch to epoch other events open a window; None cuts from the start.
+        grain: Cuts are shifted by multiples of this.
 
     Returns:
         First event and number of steps of each window (windows, 2).
     """
     steps = np.diff(starts) - 1  # transitions of each user
     users = np.flatnonzero(steps > 0)
-    phase = np.zeros(len(users), np.int64) if rng is None else rng.integers(0, length, len(users))
+    phase = np.zeros(len(users), np.int64) if rng is None else rng.integers(0, -(-length // grain), len(users)) * grain
     phase = np.where(steps[users] > length, phase, 0)  # a history that fits into one window is never cut
     number = (steps[users] + phase + length - 1) // length  # windows of each user, the first one shortened by phase
     user = np.repeat(np.arange(len(users)), number)
@@ -125,25 +128,6 @@ def cut(starts: NDArray[np.int64], length: int, rng: np.random.Generator | None)
     begin = np.maximum(nth * length - phase[user], 0)
     end = np.minimum((nth + 1) * length - phase[user], steps[users][user])
     return np.stack((starts[:-1][users][user] + begin, end - begin), axis=1)
-
-
-def epoch(source: Histories, length: int, steps: int, rng: np.random.Generator) -> list[NDArray[np.int64]]:
-    """The windows of one pass over all transitions, in batches of like length, batches in random order.
-
-    Args:
-        source: The histories.
-        length: T, most steps of a window.
-        steps: Most steps of a batch, padding included; one window may be longer.
-        rng: Randomness of cuts, company and order.
-
-    Returns:
-        The windows (W, 2) of each batch, for `batch`.
-    """
-    windows = cut(source.starts, length, rng)
-    # Windows of about the same length share a batch (little padding); noise of an eighth varies the company they keep.
-    order = np.argsort(windows[:, 1] * rng.uniform(0.875, 1.125, len(windows)), kind="stable")
-    groups = grouped(windows[order], steps)
-    return [groups[number] for number in rng.permutation(len(groups))]
 
 
 def grouped(windows: NDArray[np.int64], steps: int) -> list[NDArray[np.int64]]:

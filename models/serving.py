@@ -3,7 +3,8 @@
 Everything that does not depend on the user is multiplied out once, when the version is loaded: an item's contribution
 to the gates becomes a table row, so a step costs one recurrent product instead of two. No torch at serving time.
 
-Letters: E events, U users, S state width, H hidden width, D embedding width, V rows (items of the vocabulary, row 0 unknown).
+Letters: E events, U users, S state width, H hidden width, D embedding width, V rows (items of the vocabulary, row 0
+unknown).
 """
 
 from dataclasses import dataclass

@@ -50,7 +50,7 @@ def _to_half_precision(x: np.float32) -> np.float32:
 
 @_jit  # type: ignore[untyped-decorator]
 def _recurrent(h: NDArray[np.float32], weight: NDArray[np.float32], out: NDArray[np.float32]) -> None:
-    """out (G,) += h (H,) @ weight (H, G), four rows of the weight at a time."""
+    """Add h (H,) @ weight (H, G) to out (G,), four rows of the weight at a time."""
     width, gates = weight.shape
     blocked = width // 4 * 4
     for k in range(0, blocked, 4):

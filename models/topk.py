@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 _MIN_LANES: Final = 128
 _NEG_INF: Final = np.float32(-np.inf)
+_jit = nb.njit(cache=True, nogil=True, error_model="numpy")
 
 
 def top_k(
@@ -41,7 +42,35 @@ def top_k(
     return rows, values
 
 
-@nb.njit(cache=True, nogil=True, error_model="numpy")  # type: ignore[untyped-decorator]
+@_jit  # type: ignore[untyped-decorator]
+def _fold(score: NDArray[np.float32], lane_max: NDArray[np.float32]) -> None:
+    """The maximum of every lane of a row (V,): (L,)."""
+    lanes = lane_max.shape[0]
+    full = score.shape[0] // lanes * lanes
+    lane_max[:] = _NEG_INF
+    for start in range(0, full, lanes):
+        block = score[start : start + lanes]
+        for i in range(lanes):
+            lane_max[i] = block[i] if block[i] > lane_max[i] else lane_max[i]
+    for i in range(full, score.shape[0]):
+        lane_max[i - full] = max(lane_max[i - full], score[i])
+
+
+@_jit  # type: ignore[untyped-decorator]
+def _last_of_best(values: NDArray[np.float32], best: NDArray[np.float32]) -> np.float32:
+    """Put the K largest values into `best` (K,), which holds -inf, and return the smallest of them."""
+    last = best.shape[0] - 1
+    for value in values:
+        if value > best[last]:
+            j = last
+            while j > 0 and best[j - 1] < value:
+                best[j] = best[j - 1]
+                j -= 1
+            best[j] = value
+    return best[last]
+
+
+@_jit  # type: ignore[untyped-decorator]
 def _top_k(
     scores: NDArray[np.float32],
     excluded: NDArray[np.int32],
@@ -60,24 +89,8 @@ def _top_k(
         best = values[e]
         best_rows = rows[e]
 
-        lane_max[:] = _NEG_INF
-        full = n_rows // lanes * lanes
-        for start in range(0, full, lanes):
-            block = score[start : start + lanes]
-            for i in range(lanes):
-                lane_max[i] = block[i] if block[i] > lane_max[i] else lane_max[i]
-        for i in range(full, n_rows):
-            lane_max[i - full] = max(lane_max[i - full], score[i])
-
-        for i in range(lanes):
-            value = lane_max[i]
-            if value > best[k - 1]:
-                j = k - 1
-                while j > 0 and best[j - 1] < value:
-                    best[j] = best[j - 1]
-                    j -= 1
-                best[j] = value
-        floor = best[k - 1]
+        _fold(score, lane_max)
+        floor = _last_of_best(lane_max, best)
         best[:] = _NEG_INF
 
         for lane in range(lanes):

@@ -1,17 +1,25 @@
 """One pass after another over users' windows: loss, optimiser, schedule. First fits and fine-tuning share it."""
 
+import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
+import torch.distributed
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
-from models.network import UNKNOWN_ROW, Network
-from models.sequences import Histories, batch, epoch
-from models.softmax import Sampler, full_softmax, sampled_softmax
+from models.network import Network
+from models.objective import NextItemLoss
+from models.passes import Pass, initial_states, lay_out
+from models.sequences import Histories, batch
+from models.softmax import Sampler
+
+Report = Callable[[float, float], bool]
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +54,9 @@ class TrainingSettings:
 class Trainer:
     """Trains a network in place, one epoch at a time.
 
+    Within a `torch.distributed` group every rank trains on its share of each batch's windows; gradients are averaged,
+    so all ranks hold the same network, the one a single process would get but for dropout's randomness.
+
     Args:
         network: The network, on the device to train on.
         counts: How often each item row occurs (V,): what negatives are drawn by.
@@ -60,44 +71,106 @@ class Trainer:
         self.network, self.settings, self.epochs = network, settings, epochs
         self._device = network.item_bias.device
         self._order = np.random.default_rng(seed)
-        self._torch_state = torch.Generator().manual_seed(seed).get_state()
+        grouped = torch.distributed.is_initialized()
+        self._rank = torch.distributed.get_rank() if grouped else 0
+        self._ranks = torch.distributed.get_world_size() if grouped else 1
+        self._torch_state = torch.Generator(self._device).manual_seed(seed + 7919 * self._rank).get_state()
         matrices = [parameter for parameter in network.parameters() if parameter.ndim > 1]
         vectors = [parameter for parameter in network.parameters() if parameter.ndim == 1]
         self._optimizer = torch.optim.AdamW(
             [{"params": matrices, "weight_decay": settings.weight_decay}, {"params": vectors, "weight_decay": 0.0}],
             lr=settings.learning_rate,
         )
-        self._sampler: Sampler | None = None
+        sampler = None
         if network.config.items > settings.sampled_above:
-            self._sampler = Sampler.of(torch.from_numpy(counts).to(self._device), settings.negatives)
-        self._done = 0.0  # epochs, in parts
+            sampler = Sampler.of(torch.from_numpy(counts).to(self._device), settings.negatives)
+        objective = NextItemLoss(network, sampler, settings.item_dropout)
+        self._objective: nn.Module = DistributedDataParallel(objective) if self._ranks > 1 else objective
+        self._begun: _Begun | None = None
+        self._finished = 0  # epochs
 
-    def epoch(self, source: Histories, report: Callable[[float, float], bool]) -> float:
-        """Train on every transition once.
+    def epoch(self, source: Histories, report: Report, wanted: NDArray[np.bool_] | None = None) -> float:
+        """Train on every wanted transition once; go on where `restore` left off.
 
         Args:
             source: The histories.
             report: Called after each batch with the share of the epoch done and its mean loss; True ends the epoch.
+            wanted: (N,) which events to learn; the others only lead to the state before them. None learns all.
 
         Returns:
             Mean loss of the epoch's targets, NaN when there were none.
         """
-        settings = self.settings
-        transitions = int(np.maximum(np.diff(source.starts) - 1, 0).sum())
-        steps = int(np.clip(transitions // settings.batches, settings.window, settings.batch_steps))
-        groups = epoch(source, settings.window, steps, self._order)
-        start, loss, count = self._done, 0.0, 0
+        begun = self._begun or self._begin(source, wanted)
+        self._begun = begun
+        plan = self._plan(source, wanted, begun.order)
         self.network.train()
         with self._randomness():
-            for number, windows in enumerate(groups, 1):
-                self._schedule(self._done / self.epochs)
-                part, targets = self._update(source, windows)
-                loss, count = loss + part * targets, count + targets
-                self._done = start + number / len(groups)
-                if report(number / len(groups), loss / max(count, 1)):
+            while begun.batches < len(plan.batches):
+                self._schedule((self._finished + begun.batches / len(plan.batches)) / self.epochs)
+                windows = plan.batches[begun.batches]
+                loss, targets = self._update(source, plan.windows[windows], wanted, begun.states[windows])
+                begun.loss, begun.targets = begun.loss + loss * targets, begun.targets + targets
+                begun.batches += 1
+                if report(begun.batches / len(plan.batches), begun.loss / max(begun.targets, 1)):
                     break
         self.network.eval()
-        return loss / count if count else float("nan")
+        self._begun, self._finished = None, self._finished + 1
+        return self._everywhere(begun)
+
+    def state(self) -> dict[str, Any]:
+        """Everything needed to go on from here in another process; may be asked for within `report`."""
+        begun = self._begun
+        return {
+            "network": self.network.state_dict(),
+            "optimizer": self._optimizer.state_dict(),
+            "order": json.dumps(self._order.bit_generator.state),
+            "random": torch.get_rng_state() if self._device.type == "cpu" else torch.cuda.get_rng_state(self._device),
+            "finished": self._finished,
+            "begun": None
+            if begun is None
+            else {
+                "order": json.dumps(begun.order),
+                "states": begun.states,
+                "batches": begun.batches,
+                "loss": begun.loss,
+                "targets": begun.targets,
+            },
+        } | ({} if begun else {"random": self._torch_state})
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Continue from what `state` returned, with the same arguments and histories as then."""
+        self.network.load_state_dict(state["network"])
+        self._optimizer.load_state_dict(state["optimizer"])
+        self._order.bit_generator.state = json.loads(state["order"])
+        self._torch_state = state["random"]
+        self._finished = state["finished"]
+        begun = state["begun"]
+        self._begun = None
+        if begun is not None:
+            states = begun["states"].to(self._device)
+            order = json.loads(begun["order"])
+            self._begun = _Begun(order, states, begun["batches"], begun["loss"], begun["targets"])
+
+    @property
+    def finished(self) -> int:
+        """Epochs finished."""
+        return self._finished
+
+    def _begin(self, source: Histories, wanted: NDArray[np.bool_] | None) -> "_Begun":
+        order = self._order.bit_generator.state
+        plan = self._plan(source, wanted, order, advance=True)
+        return _Begun(order, initial_states(self.network, source, plan.windows))
+
+    def _plan(
+        self, source: Histories, wanted: NDArray[np.bool_] | None, order: Any, *, advance: bool = False
+    ) -> Pass:
+        settings = self.settings
+        rng = self._order if advance else np.random.default_rng()
+        if not advance:
+            rng.bit_generator.state = order
+        transitions = int(np.maximum(np.diff(source.starts) - 1, 0).sum() if wanted is None else wanted.sum())
+        steps = int(np.clip(transitions // settings.batches, settings.window, settings.batch_steps))
+        return lay_out(source, settings.window, steps, rng, wanted)
 
     def _schedule(self, progress: float) -> None:
         warm = min(1.0, (progress + 1e-3) / self.settings.warmup) if self.settings.warmup else 1.0
@@ -105,36 +178,54 @@ class Trainer:
         for group in self._optimizer.param_groups:
             group["lr"] = rate
 
-    def _update(self, source: Histories, windows: NDArray[np.int64]) -> tuple[float, int]:
-        network, data = self.network, batch(source, windows)
-        items, kinds, gaps, targets = (
-            torch.from_numpy(part).to(self._device)
+    def _update(
+        self, source: Histories, windows: NDArray[np.int64], wanted: NDArray[np.bool_] | None, states: Tensor
+    ) -> tuple[float, int]:
+        data = batch(source, windows, wanted)
+        count = int((data.targets != 0).sum())
+        if not count:
+            return 0.0, 0
+        mine = slice(self._rank, None, self._ranks)
+        inputs = (
+            torch.from_numpy(part[mine]).to(self._device)
             for part in (data.items, data.kinds, data.gaps_seconds, data.targets)
         )
-        known = targets != UNKNOWN_ROW
-        wanted = targets[known]  # (N,)
-        if not len(wanted):
-            return 0.0, 0
-        forgotten = torch.rand(items.shape, device=self._device) < self.settings.item_dropout
-        outputs, _ = network.sequence(items.masked_fill(forgotten, UNKNOWN_ROW), kinds, gaps)
-        query = network.query(outputs[known])  # (N, D)
-        loss = self._loss(query, wanted)
+        # DDP averages the ranks' gradients, so each divides its sum by its share of all targets.
+        loss = self._objective(*inputs, states[mine], count / self._ranks)
         self._optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
-        nn.utils.clip_grad_norm_(network.parameters(), self.settings.clip)
+        loss.backward()
+        nn.utils.clip_grad_norm_(self.network.parameters(), self.settings.clip)
         self._optimizer.step()
-        return loss.item(), len(wanted)
+        return loss.item() / self._ranks, count  # summed over ranks at the end of the epoch
 
-    def _loss(self, query: Tensor, wanted: Tensor) -> Tensor:
-        table, bias = self.network.item_embedding.weight, self.network.item_bias
-        if self._sampler is None:
-            return full_softmax(query, table, bias, wanted)
-        return sampled_softmax(query, table, bias, wanted, self._sampler)
+    def _everywhere(self, begun: "_Begun") -> float:
+        """The epoch's mean loss over all ranks."""
+        if not begun.targets:
+            return float("nan")
+        total = torch.tensor([begun.loss], dtype=torch.float64, device=self._device)
+        if self._ranks > 1:
+            torch.distributed.all_reduce(total)
+        return total.item() / begun.targets
 
     @contextmanager
     def _randomness(self) -> Iterator[None]:
-        """Torch's global generator, which dropout uses, follows this trainer's seed and is given back as it was."""
-        with torch.random.fork_rng():
-            torch.set_rng_state(self._torch_state)
+        """Torch's generator, which dropout uses, follows this trainer's seed and is given back as it was."""
+        cuda = self._device.type == "cuda"
+        with torch.random.fork_rng(devices=[self._device] if cuda else []):
+            if cuda:
+                torch.cuda.set_rng_state(self._torch_state, self._device)
+            else:
+                torch.set_rng_state(self._torch_state)
             yield
-            self._torch_state = torch.get_rng_state()
+            self._torch_state = torch.cuda.get_rng_state(self._device) if cuda else torch.get_rng_state()
+
+
+@dataclass(slots=True)
+class _Begun:
+    """An epoch under way: the order generator's state before it, each window's initial state, and how far it is."""
+
+    order: Any
+    states: Tensor  # (W, S)
+    batches: int = 0
+    loss: float = 0.0
+    targets: int = 0

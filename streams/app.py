@@ -86,7 +86,8 @@ def create_app(settings: Settings, index: int = 0, changelog_id: str = "") -> Wo
     async def before_revoke(_partitions: set[TP]) -> None:
         await pipeline.drain(snapshot=app.should_stop)
 
-    install(app, max_batch_events=settings.max_batch_events, before_revoke=before_revoke)
+    install(app, max_batch_events=settings.max_batch_events, before_revoke=before_revoke, on_lost=pipeline.abandon)
+    pipeline.membership = lambda: app.consumer.membership
 
     async def read(stream: Any) -> None:
         async for event in stream.noack().events():

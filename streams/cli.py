@@ -55,7 +55,7 @@ def demo(
         int | None, typer.Option(min=1, help="end after this many events with a summary; without it: until Ctrl-C")
     ] = None,
     speed: Annotated[
-        float | None, typer.Option(min=1e-9, help="factor on the data's own clock; without it: as fast as workers go")
+        float | None, typer.Option(min=1e-9, help="factor on the data's own clock; without it: a steady rate")
     ] = None,
     json: options.Json = False,
     registry: options.Registry = None,
@@ -195,7 +195,10 @@ def worker(
         emit=emit,
     )
     if workers == 1 or index is not None:
-        for name in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS"):  # read when numpy and torch are imported: one core each
+        for name in (
+            "OPENBLAS_NUM_THREADS",
+            "OMP_NUM_THREADS",
+        ):  # read when numpy and torch are imported: one core each
             os.environ.setdefault(name, "1")
         from streams.worker import run_worker
 

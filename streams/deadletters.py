@@ -11,7 +11,10 @@ from streams.decode import Rejected
 from streams.fetch import RecordBatch
 
 _MAX_DETAIL_BYTES: Final = 300
-_MAX_VALUE_BYTES: Final = 900_000  # a record at the broker's limit (1 MB) would not fit with its headers
+_MAX_RECORD_BYTES: Final = (
+    900_000  # key and value: a record at the broker's limit (1 MB) would not fit with its headers
+)
+_MAX_KEY_BYTES: Final = 100_000
 _BATCH_BYTES: Final = 900_000
 
 
@@ -27,19 +30,26 @@ class DeadLetter:
 def dead_letter(batch: RecordBatch, rejected: Rejected) -> DeadLetter:
     """The rejected record of a batch, with the headers of the contract.
 
-    A value too large to send on is cut, which a header `truncated` says; its origin is in the headers.
+    A key or value too large to send on is cut, and a header `truncated` tells how large the value was; its origin is in
+    the headers.
     """
-    value = batch.values[rejected.position] or b""
+    key, value = batch.keys[rejected.position], batch.values[rejected.position] or b""
     headers = [
-        ("error", f"{rejected.reason}: {rejected.detail}".encode()[:_MAX_DETAIL_BYTES]),
+        ("error", _shortened(f"{rejected.reason}: {rejected.detail}", _MAX_DETAIL_BYTES)),
         ("source-topic", batch.topic.encode()),
         ("source-partition", str(batch.partition).encode()),
         ("source-offset", str(batch.offsets[rejected.position]).encode()),
     ]
-    if len(value) > _MAX_VALUE_BYTES:
+    if len(value) + len(key or b"") > _MAX_RECORD_BYTES:
         headers.append(("truncated", str(len(value)).encode()))
-        value = value[:_MAX_VALUE_BYTES]
-    return DeadLetter(batch.keys[rejected.position], value, headers)
+        key = key and key[:_MAX_KEY_BYTES]
+        value = value[: _MAX_RECORD_BYTES - len(key or b"")]
+    return DeadLetter(key, value, headers)
+
+
+def _shortened(text: str, limit: int) -> bytes:
+    """UTF-8 of at most `limit` bytes that ends with a whole character."""
+    return text.encode()[:limit].decode(errors="ignore").encode()
 
 
 def encode_dead_letters(letters: list[DeadLetter]) -> Iterator[Any]:
@@ -50,7 +60,7 @@ def encode_dead_letters(letters: list[DeadLetter]) -> Iterator[Any]:
         record = {"timestamp": now_ms, "key": letter.key, "value": letter.value, "headers": letter.headers}
         if builder is None or builder.append(**record) is None:
             if builder is not None:
-                yield builder
+                yield builder  # full, which closed it
             builder = BatchBuilder(_BATCH_BYTES, 0)
             builder.append(**record)  # the first record of a batch always fits
     if builder is not None:

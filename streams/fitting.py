@@ -12,8 +12,8 @@ from models.tables import Events
 from streams.console import Bar, progress_bar
 from streams.settings import Settings
 
-# The products of a small network are too short to share: on a busy 2-core machine two threads took 147 CPU-seconds for a
-# fit that one does in 25.
+# The products of a small network are too short to share: on a busy 2-core machine two threads took 147 CPU-seconds for
+# a fit that one does in 25.
 _THREADS: Final = 1
 
 

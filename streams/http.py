@@ -49,11 +49,9 @@ class HttpServer(Service):  # type: ignore[misc]
         try:
             await web.TCPSite(self._runner, self._host, self._port).start()
         except OSError as error:
-            raise BrokerError(
-                f"cannot listen on {self._host}:{self._port}",
-                str(error),
-                "set RECSTREAM_HTTP_PORT (or --http-port) to a free port; worker i uses port + i",
-            ) from error
+            what = f"cannot listen on {self._host}:{self._port}"
+            fix = "set RECSTREAM_HTTP_PORT (or --http-port) to a free port; worker i uses port + i"
+            raise BrokerError(what, str(error), fix) from error
 
     async def on_stop(self) -> None:
         """Stop listening."""

@@ -54,8 +54,15 @@ class Output:
             await self._producer.stop()
 
     def send(self, topic: str, partition: int, batch: EncodedBatch) -> "asyncio.Future[RecordMetadata]":
-        """Queue a batch; the future is done when the broker has acknowledged it."""
-        pending: Any = self._producer._message_accumulator._append_batch(batch, TopicPartition(topic, partition))
+        """Queue a batch; the future is done when the broker has acknowledged it.
+
+        Raises:
+            Exception: what ended the producer's sender for good; nothing queued now would ever be sent.
+        """
+        accumulator = self._producer._message_accumulator
+        if accumulator._exception is not None:
+            raise accumulator._exception
+        pending: Any = accumulator._append_batch(batch, TopicPartition(topic, partition))
         future: asyncio.Future[RecordMetadata] = pending.future
         size = batch.size()
         self._bytes += size

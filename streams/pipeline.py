@@ -4,9 +4,9 @@
     flush    outputs so far acknowledged -> changelog of every changed user acknowledged -> source events acknowledged
              -> Faust commits their offsets
 
-The order of a flush is the delivery guarantee: a state record says which offsets it includes, and the events behind them
-are skipped when they come again, so their recommendations must be safe before the record is. A crash in between repeats
-recommendations (at least once), never state (effectively once).
+The order of a flush is the delivery guarantee: a state record says which offsets it includes, and the events behind
+them are skipped when they come again, so their recommendations must be safe before the record is. A crash in between
+repeats recommendations (at least once), never state (effectively once).
 """
 
 import asyncio
@@ -23,7 +23,7 @@ from models.recommend import Recommender
 from models.serving import ServingModel
 from state.arena import Arena
 from state.cold import ColdStore
-from state.errors import RecstreamError
+from state.errors import RecstreamError, StateError
 from state.snapshot import SnapshotMeta, write
 from state.store import UserStore
 from streams.compute import Compute
@@ -34,11 +34,12 @@ from streams.partition import Flushed, Partition, flush_partition, snapshot_path
 from streams.restore import Restored, restore
 from streams.settings import Settings
 from streams.topics import CHANGELOG, INVALID_EVENTS, RECOMMENDATIONS
-from streams.transport import RecordBatch, take
+from streams.transport import Membership, RecordBatch, take
 
 _T = TypeVar("_T")
 _EXPIRE_EVERY_SECONDS: Final = 60.0
 _MAX_WAITING: Final = 64  # record batches between the agents and the pipeline
+_MEMBERSHIP_POLL_SECONDS: Final = 0.05
 
 log = logging.getLogger(__name__)
 
@@ -48,6 +49,9 @@ class Pipeline(Service):  # type: ignore[misc]
 
     Guarantee: every event is applied exactly once to its user's state and answered at least once, or stands in
     `invalid-events`. Any failure to write crashes the worker before the events concerned are acknowledged.
+
+    Attributes:
+        membership: whether the group still knows this worker; `held` until told otherwise.
 
     Args:
         settings: all settings.
@@ -80,6 +84,8 @@ class Pipeline(Service):  # type: ignore[misc]
         self._processed: list[Any] = []  # events whose effects wait for a flush
         self._turn = asyncio.Lock()
         self._flushing: asyncio.Task[None] | None = None
+        self._tenure = 0  # counts how often everything was forgotten
+        self.membership: Callable[[], Membership] = lambda: "held"
         self._flushed_at = self._expired_at = self._snapshot_at = time.monotonic()
         self._cold: ColdStore | None = None
         if settings.max_resident_users:
@@ -179,21 +185,27 @@ class Pipeline(Service):  # type: ignore[misc]
                 await self.in_thread(flush_partition, partition, int(time.time() * 1000), expire_before, snapshot)
             )
         if events or any(part.batches or part.snapshot for part in flushed):
-            self._flushing = asyncio.create_task(self._finish_flush(outputs, flushed, events, now))
+            self._flushing = asyncio.create_task(self._finish_flush(outputs, flushed, events, now, self._tenure))
         self._count_state()
 
     async def _finish_flush(
-        self, outputs: list["asyncio.Future[Any]"], flushed: list[Flushed], events: list[Any], started: float
+        self,
+        outputs: list["asyncio.Future[Any]"],
+        flushed: list[Flushed],
+        events: list[Any],
+        started: float,
+        tenure: int,
     ) -> None:
         await asyncio.gather(*outputs)
+        if not await self._still_ours(tenure):
+            return  # the next owner has these events; a record written now would hide its newer one
         written = [
-            (part, self._output.send(CHANGELOG, part.partition.number, encoded), encoded.record_count())
+            (part.partition, self._output.send(CHANGELOG, part.partition.number, encoded), encoded.record_count())
             for part in flushed
             for encoded in part.batches
         ]
-        for part, future, count in written:
-            acknowledged = await future
-            part.partition.changelog_next = max(part.partition.changelog_next, acknowledged.offset + count)
+        for partition, future, count in written:
+            _advance(partition, (await future).offset, count)
         for event in events:
             event.ack()
         self.metrics.flushes.inc()
@@ -203,6 +215,15 @@ class Pipeline(Service):  # type: ignore[misc]
         for part in flushed:
             if part.snapshot is not None:
                 await self._write_snapshot(part)
+
+    async def _still_ours(self, tenure: int) -> bool:
+        """Whether the partitions are this worker's; waits until the group has said so after a suspension."""
+        while tenure == self._tenure:
+            membership = self.membership()
+            if membership != "unsure":
+                return membership == "held"
+            await asyncio.sleep(_MEMBERSHIP_POLL_SECONDS)
+        return False
 
     async def _write_snapshot(self, flushed: Flushed) -> None:
         partition = flushed.partition
@@ -229,16 +250,33 @@ class Pipeline(Service):  # type: ignore[misc]
             if self._flushing is not None:
                 await self._flushing
                 self._flushing = None
+            if self.membership() == "lost":
+                self._forget_all()
+
+    async def abandon(self) -> None:
+        """Drop everything taken and every user: the group dropped this worker and others hold its partitions.
+
+        Nothing is acknowledged and no state is written. What was answered is answered again by the next owner.
+        """
+        self.ready = False
+        self.metrics.ready.set(0)
+        async with self._turn:
+            while not self._waiting.empty():
+                self._waiting.get_nowait()
+                await asyncio.sleep(0)  # an agent may have waited for a place in the queue
+            self._forget_all()
+
+    def _forget_all(self) -> None:
+        self._tenure += 1
+        self._processed = []
+        self._forget(set(self.partitions))
 
     # -- partitions
 
     async def assign(self, numbers: set[int]) -> Restored:
         """Hold exactly these partitions: forget the others, restore the new ones, read on in those that stay."""
         async with self._turn:
-            for number in set(self.partitions) - numbers:
-                del self.partitions[number]
-                if self._cold is not None:
-                    self._cold.drop(number)
+            self._forget(set(self.partitions) - numbers)
             for number in numbers - set(self.partitions):
                 self.partitions[number] = self._new_partition(number, len(numbers))
             restored = await restore(
@@ -249,6 +287,12 @@ class Pipeline(Service):  # type: ignore[misc]
         self.ready = True
         self.metrics.ready.set(1)
         return restored
+
+    def _forget(self, numbers: set[int]) -> None:
+        for number in numbers:
+            del self.partitions[number]
+            if self._cold is not None:
+                self._cold.drop(number)
 
     def _new_partition(self, number: int, held: int) -> Partition:
         arena = Arena(self.recommender.state_size, self.settings.top_k)
@@ -262,3 +306,16 @@ class Pipeline(Service):  # type: ignore[misc]
         self.metrics.users.labels("cold").set(sum(store.cold for store in stores))
         self.metrics.state_bytes.set(sum(store.arena.nbytes for store in stores))
         self.metrics.items.set(len(self.recommender.items) - 1)
+
+
+def _advance(partition: Partition, offset: int, count: int) -> None:
+    """Note that `count` changelog records were written at `offset`, behind everything the store knows.
+
+    Raises:
+        StateError: there are records in between: two workers believe to hold the partition.
+    """
+    if offset >= 0 and offset != partition.changelog_next:  # -1: a retried batch whose place the broker forgot
+        what = f"another worker wrote state of partition {partition.number}"
+        why = f"its changelog goes on at {offset}, not at {partition.changelog_next}"
+        raise StateError(what, why, "start the worker again: it restores the newer state of each user")
+    partition.changelog_next += count

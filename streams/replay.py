@@ -21,8 +21,8 @@ from streams.record_batch import blobs, encode_batches
 from streams.settings import Settings
 from streams.topics import ITEMS, require_topics
 
-CHUNK_EVENTS: Final = 16_384
-IN_FLIGHT_EVENTS: Final = 65_536  # enough to keep the broker busy, little enough to bound memory
+CHUNK_EVENTS: Final = 32_768
+IN_FLIGHT_EVENTS: Final = 131_072  # enough to keep the broker busy, little enough to bound memory
 TICK_SECONDS: Final = 0.002  # paced events leave together every 2 ms: one request per event makes the broker the limit
 
 

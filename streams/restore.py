@@ -1,7 +1,7 @@
 """Bring a partition's users back before its first event: local snapshot, then the changelog behind it.
 
-Each step is a bulk operation: record batches from the fetcher, records decoded as one array. A partition that stays with
-this worker over a rebalance only reads what was written since, which is nothing unless another worker owned it.
+Each step is a bulk operation: record batches from the fetcher, records decoded as one array. A partition that stays
+with this worker over a rebalance only reads what was written since, which is nothing unless another worker owned it.
 """
 
 import asyncio
@@ -204,6 +204,7 @@ def _load_batch(partition: Partition, batch: RecordBatch) -> int:
     order = np.argsort(progress, kind="stable")
     newest = {batch.keys[candidates[i]]: i for i in order[~bad[order]].tolist()}
     users = [key.decode() for key in newest if key is not None]
+    out_of_place = [key.decode() for key, i in newest.items() if key is not None and candidates[i] != latest[key]]
     rows = rows[np.fromiter(newest.values(), np.int64, len(newest))]
     held = store.arena.find_many(users)
     known = held >= 0
@@ -211,9 +212,13 @@ def _load_batch(partition: Partition, batch: RecordBatch) -> int:
         ahead = np.zeros(len(users), np.bool_)
         ahead[known] = store.arena.offsets[held[known]].sum(axis=1) > rows["offsets"][known].sum(axis=1)
         if ahead.any():
+            out_of_place += [user for user, skip in zip(users, ahead.tolist(), strict=True) if skip]
             rows = rows[~ahead]
             users = [user for user, skip in zip(users, ahead.tolist(), strict=True) if not skip]
     store.load_rows(users, rows)
+    if out_of_place:  # compaction would keep the older record: write the newer one again
+        slots = store.arena.find_many(out_of_place)
+        store.arena.dirty[slots[slots >= 0]] = True
     if bad.any():
         log.error("%d state records of partition %d are unreadable and were skipped", int(bad.sum()), partition.number)
     return int(bad.sum())

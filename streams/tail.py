@@ -3,11 +3,11 @@
 import asyncio
 import datetime as dt
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import orjson
-from aiokafka.structs import TopicPartition
+from aiokafka.structs import ConsumerRecord, TopicPartition
 from rich.console import Console
 from rich.text import Text
 
@@ -26,17 +26,11 @@ async def read_titles(settings: Settings) -> dict[str, str]:
         BrokerError: when Kafka cannot be reached.
     """
     titles: dict[str, str] = {}
-    partitions = [TopicPartition(ITEMS, number) for number in range(settings.partitions)]
+    partitions = _partitions(ITEMS, settings)
     with broker_errors(settings, "read the catalogue"):
         async with reader(settings, partitions) as consumer:
             async for records in read_to_end(consumer, partitions):
-                for record in records:
-                    item = (record.key or b"").decode(errors="replace")
-                    title = _object(record.value).get("title")
-                    if isinstance(title, str) and title:
-                        titles[item] = title
-                    else:  # a tombstone, or an entry without a title
-                        titles.pop(item, None)
+                _learn(titles, records)
     return titles
 
 
@@ -65,23 +59,26 @@ async def follow(
     out = console or Console(highlight=False)
     await asyncio.to_thread(require_topics, settings, [ITEMS, RECOMMENDATIONS])
     started_ms = 0 if earliest else int(time.time() * 1000)
-    titles = await read_titles(settings)
     # A user's messages are all on one partition; the others need not be read.
-    numbers = range(settings.partitions) if user is None else [partition_of(user, settings.partitions)]
-    partitions = [TopicPartition(RECOMMENDATIONS, number) for number in numbers]
+    wanted = _partitions(RECOMMENDATIONS, settings, user)
+    catalogue = _partitions(ITEMS, settings)
+    titles: dict[str, str] = {}
     printed = 0
     with broker_errors(settings, "read recommendations"):
-        async with reader(settings, partitions) as consumer:
+        async with reader(settings, [*catalogue, *wanted]) as consumer:
             if not earliest:
-                await consumer.seek_to_end(*partitions)
+                await consumer.seek_to_end(*wanted)
+            async for records in read_to_end(consumer, catalogue):
+                _learn(titles, records)
             while True:
-                for records in (await consumer.getmany(timeout_ms=500)).values():
+                for partition, records in (await consumer.getmany(timeout_ms=500)).items():
+                    if partition.topic == ITEMS:
+                        _learn(titles, records)
+                        continue
                     for record in records:
-                        # The broker's idea of the end may be a batch early: leave out what was there before us.
-                        if record.timestamp < started_ms:
-                            continue
                         message = _object(record.value)
-                        if user is not None and message.get("user_id") != user:
+                        # The broker's idea of the end may be a batch early: leave out what was there before us.
+                        if record.timestamp < started_ms or user not in (None, message.get("user_id")):
                             continue
                         out.print(line(message, titles), soft_wrap=True)
                         printed += 1
@@ -112,6 +109,23 @@ def line(message: Mapping[str, Any], titles: Mapping[str, str]) -> Text:
         ", ".join(names) or "nothing",
         (f"  [{message.get('model_version')}]", "dim"),
     )
+
+
+def _partitions(topic: str, settings: Settings, key: str | None = None) -> list[TopicPartition]:
+    """All partitions of a topic, or the one of a key."""
+    numbers = range(settings.partitions) if key is None else [partition_of(key, settings.partitions)]
+    return [TopicPartition(topic, number) for number in numbers]
+
+
+def _learn(titles: dict[str, str], records: Iterable[ConsumerRecord[bytes, bytes]]) -> None:
+    """Take catalogue entries in."""
+    for record in records:
+        item = (record.key or b"").decode(errors="replace")
+        title = _object(record.value).get("title")
+        if isinstance(title, str) and title:
+            titles[item] = title
+        else:  # a tombstone, or an entry without a title
+            titles.pop(item, None)
 
 
 def _object(value: bytes | None) -> dict[str, Any]:

@@ -16,8 +16,9 @@ and the hand-over of partitions, which lets the pipeline finish before offsets a
 """
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable
-from typing import Any, Literal, cast
+from typing import Any, Final, Literal, cast
 
 from aiokafka.errors import ConsumerStoppedError
 from faust import Schema
@@ -32,6 +33,8 @@ __all__ = ["BatchConsumer", "BatchTransport", "RecordBatch", "TransportError", "
 
 IsolationLevel = Literal["read_uncommitted", "read_committed"]
 BeforeRevoke = Callable[[set[TP]], Awaitable[None]]
+Membership = Literal["held", "unsure", "lost"]
+_LEASE_SHARE: Final = 0.8  # of the session timeout: what is left covers a write's way to the broker
 
 
 class TransportError(RecstreamError):
@@ -54,10 +57,27 @@ class BatchSchema(Schema):  # type: ignore[misc]
 class BatchConsumerThread(driver.AIOKafkaConsumerThread):  # type: ignore[misc]
     """The consumer's own thread: talks to Kafka, so heartbeats and fetches go on while the main loop computes."""
 
+    accepted_at = float("-inf")  # when the last heartbeat that the group accepted was sent
+
     def _create_worker_consumer(self, transport: "BatchTransport") -> Any:
         consumer = super()._create_worker_consumer(transport)
         consumer._isolation_level = transport.isolation_level  # read when the consumer starts
         return consumer
+
+    async def on_start(self) -> None:
+        """Connect, and note when heartbeats are accepted."""
+        await super().on_start()
+        coordinator = self._ensure_consumer()._coordinator
+        send_heartbeat = coordinator._do_heartbeat
+
+        async def heartbeat() -> bool:
+            sent_at = time.monotonic()
+            accepted = bool(await send_heartbeat())
+            if accepted:
+                self.accepted_at = sent_at
+            return accepted
+
+        coordinator._do_heartbeat = heartbeat
 
     async def _fetch_records(
         self,
@@ -191,14 +211,42 @@ class BatchConsumer(driver.Consumer):  # type: ignore[misc]
 
     # -- handing partitions over
 
+    @property
+    def membership(self) -> Membership:
+        """Whether the group still knows this worker, so that nobody else can hold its partitions.
+
+        `unsure`: no heartbeat was accepted for most of a session time-out, as after the process was suspended or cut
+        off; another worker may have the partitions by now. The next heartbeat tells.
+        """
+        consumer = self._thread._consumer
+        if consumer is None:
+            return "unsure"
+        if consumer._coordinator.generation == driver.DEFAULT_GENERATION_ID:
+            return "lost"
+        lease = self.app.conf.broker_session_timeout * _LEASE_SHARE
+        return "held" if time.monotonic() - self._thread.accepted_at < lease else "unsure"
+
+    async def on_partitions_assigned(self, assigned: set[TP], generation_id: int = 0) -> None:
+        """Joining counts as a heartbeat."""
+        self._thread.accepted_at = time.monotonic()
+        await super().on_partitions_assigned(assigned, generation_id)
+
     async def on_partitions_revoked(self, revoked: set[TP]) -> None:
-        """Stop the flow, let the pipeline finish what it took, commit, and only then give the partitions up."""
+        """Stop the flow, let the pipeline finish what it took, commit, and only then give the partitions up.
+
+        When the group has dropped this worker already, others own the partitions: nothing is finished or committed.
+        """
+        lost = self.membership == "lost"
         if revoked and not self.app.should_stop:
             self.stop_flow()
             self.app.flow_control.suspend()
-            self.tracker.seal(_was_taken)
+            self.tracker.seal(_never if lost else _was_taken)
             self.app.flow_control.clear()  # batches no agent took yet
-            await self._finish(revoked)
+            if lost:
+                self.log.warning("The group dropped this worker: it gives up what it holds and joins again")
+                await self.transport.on_lost()
+            else:
+                await self._finish(revoked)
         self._handing_over = True
         try:
             await super().on_partitions_revoked(revoked)
@@ -241,6 +289,14 @@ class BatchConsumer(driver.Consumer):  # type: ignore[misc]
             self.log.error("Kafka did not take the last offsets in time: what follows the last commit is read again")
 
 
+def _never(_message: Any) -> bool:
+    return False
+
+
+async def _nothing() -> None:
+    pass
+
+
 def _was_taken(message: Any) -> bool:
     """Whether a stream handed the message to its agent (set by both the Cython and the Python iterator)."""
     return bool(message.tracked)
@@ -256,6 +312,8 @@ class BatchTransport(driver.Transport):  # type: ignore[misc]
         before_revoke: Awaited, with the flow stopped, before offsets are committed for partitions about to leave
             (rebalance) and at shutdown. It returns when every event an agent took is acknowledged or given up; what is
             not acknowledged is delivered again, to the next owner. Given `broker_rebalance_timeout` at most.
+        on_lost: Awaited instead, with the flow stopped, when the group dropped this worker without asking: forget
+            everything about its partitions.
     """
 
     Consumer = BatchConsumer
@@ -268,6 +326,7 @@ class BatchTransport(driver.Transport):  # type: ignore[misc]
         max_batch_events: int = 4096,
         isolation_level: IsolationLevel = "read_uncommitted",
         before_revoke: BeforeRevoke | None = None,
+        on_lost: Callable[[], Awaitable[None]] = _nothing,
         **kwargs: Any,
     ) -> None:
         super().__init__(url, app, **kwargs)
@@ -275,6 +334,7 @@ class BatchTransport(driver.Transport):  # type: ignore[misc]
         self.max_batch_events = max_batch_events
         self.isolation_level: IsolationLevel = isolation_level
         self.before_revoke = before_revoke
+        self.on_lost = on_lost
 
 
 def install(
@@ -283,6 +343,7 @@ def install(
     max_batch_events: int = 4096,
     isolation_level: IsolationLevel = "read_uncommitted",
     before_revoke: BeforeRevoke | None = None,
+    on_lost: Callable[[], Awaitable[None]] = _nothing,
 ) -> BatchTransport:
     """Make `app` (a `faust.App`) use a `BatchTransport`. Call it before the first topic or agent is declared.
 
@@ -300,6 +361,7 @@ def install(
         max_batch_events=max_batch_events,
         isolation_level=isolation_level,
         before_revoke=before_revoke,
+        on_lost=on_lost,
     )
     app.transport = transport
     # The way to `before_revoke` at shutdown, while agents and pipeline still run: BatchConsumer.wait_empty, which is

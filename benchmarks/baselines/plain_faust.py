@@ -42,7 +42,7 @@ def make_app(args: Arguments) -> faust.App:
     output = app.topic(args.output, key_type=bytes, value_serializer="json")
     users = app.Table("users", key_type=bytes, value_type=bytes)
 
-    @app.agent(events)
+    @app.agent(events)  # type: ignore[untyped-decorator]
     async def recommend(stream: StreamT[dict[str, object]]) -> None:
         event: EventT[dict[str, object]]
         async for event in stream.events():

@@ -10,7 +10,7 @@ import struct
 import time
 from typing import Any
 
-from quixstreams import Application, State
+from quixstreams import Application, State  # type: ignore[import-not-found]
 
 from benchmarks.baselines import arguments
 from benchmarks.baselines.arguments import INPUTS, STATE_BYTES, Arguments

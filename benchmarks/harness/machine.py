@@ -6,7 +6,7 @@ import platform
 from pathlib import Path
 from typing import Any, Final
 
-import psutil
+import psutil  # type: ignore[import-untyped]
 
 from benchmarks.harness.broker import Broker
 from benchmarks.harness.processes import Cores

@@ -11,7 +11,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Final
 
-import psutil
+import psutil  # type: ignore[import-untyped]
 
 from state.errors import RecstreamError
 from streams.children import Child

@@ -23,7 +23,9 @@ def build_version() -> Build:
         fingerprint: int = 77,
     ) -> tuple[Network, Version]:
         words = vocabulary if vocabulary is not None else ["", *(f"i{n}" for n in range(30))]
-        config = NetworkConfig(items=len(words), cell="lstm" if cell == "lstm" else "gru", hidden=hidden, embedding=embedding)
+        config = NetworkConfig(
+            items=len(words), cell="lstm" if cell == "lstm" else "gru", hidden=hidden, embedding=embedding
+        )
         with torch.random.fork_rng():
             torch.manual_seed(seed)
             network = Network(config).eval()

@@ -1,4 +1,5 @@
 from collections import deque
+from itertools import pairwise
 
 import hypothesis.strategies as st
 import numpy as np
@@ -82,7 +83,7 @@ def test_histories_gaps_repeats_exclusions_and_popular_ranks_are_those_of_plain_
     expected = [users[slot].append(item, kind, time, policy, ranked, blocked, k) for slot, item, kind, time in events]
     bounds = sorted({0, len(events)} | {cut for cut in cuts if cut < len(events)})
     got = []
-    for start, stop in zip(bounds[:-1], bounds[1:], strict=True):
+    for start, stop in pairwise(bounds):
         slots, items, kinds, times = map(np.array, zip(*events[start:stop], strict=True))
         done = append_events(
             arena, slots.astype(np.int32), items.astype(np.int32), kinds.astype(np.uint8), times.astype(np.int64),
@@ -130,7 +131,7 @@ def test_an_event_is_fresh_once_however_often_and_in_whatever_batches_it_comes(e
         last[slot, kind] = max(offset, last.get((slot, kind), -1))
     bounds = sorted({0, len(events)} | {cut for cut in cuts if cut < len(events)})
     got = []
-    for start, stop in zip(bounds[:-1], bounds[1:], strict=True):
+    for start, stop in pairwise(bounds):
         slots, kinds, offsets = map(np.array, zip(*events[start:stop], strict=True))
         fresh = take_fresh(arena, slots.astype(np.int32), kinds.astype(np.uint8), offsets.astype(np.int64))
         assert (np.diff(fresh) > 0).all()

@@ -55,7 +55,9 @@ def random_events(rng, n, users=4, items=12, kinds=3):
     times = T0 + rng.integers(0, 10**9, n)
     return [
         (f"u{u}", f"i{i}", int(k), int(t))
-        for u, i, k, t in zip(rng.integers(0, users, n), rng.integers(0, items, n), rng.integers(0, kinds, n), times, strict=True)
+        for u, i, k, t in zip(
+            rng.integers(0, users, n), rng.integers(0, items, n), rng.integers(0, kinds, n), times, strict=True
+        )
     ]
 
 
@@ -71,7 +73,8 @@ def lstm(build_version):
 
 def expected_list(model, hidden, left_out, k):
     """The definition of a list: every item's score, the excluded ones out, best first."""
-    scores = dict(zip(model.vocabulary[1:], model.scores(hidden[None, :].astype(np.float32))[0, 1:].tolist(), strict=True))
+    output = hidden[None, : len(model.projection)].astype(np.float32)  # an LSTM's state is h, then c
+    scores = dict(zip(model.vocabulary[1:], model.scores(output)[0, 1:].tolist(), strict=True))
     kept = sorted((item for item in scores if item not in left_out), key=lambda item: -scores[item])[:k]
     return kept, [scores[item] for item in kept]
 
@@ -84,7 +87,9 @@ def test_every_event_is_answered_with_the_best_items_its_user_may_be_shown(exclu
     history = defaultdict(lambda: deque(maxlen=50))
     for user, item, kind, time_ms in random_events(rng, 250, users=3):
         history[user].append((item, kind))
-        seen = {item for item, kind in history[user] if exclude == "seen" or (exclude == "purchased" and kind == PURCHASE)}
+        seen = {
+            item for item, kind in history[user] if exclude == "seen" or (exclude == "purchased" and kind == PURCHASE)
+        }
         advanced = stream.send((user, item, kind, time_ms))
         items, scores = expected_list(model, stream.hidden_of(user), seen, 5)
         assert stream.lists(advanced) == [items]
@@ -308,7 +313,7 @@ def test_ranks_are_places_in_the_list_the_user_was_shown_before_the_event(gru, w
     stream = Stream(gru if with_model else None, exclude=exclude)
     rng, shown, tested, hits = np.random.default_rng(10), {}, 0, 0
     for _ in range(12):
-        batch = random_events(rng, 25, users=6)
+        batch = random_events(rng, 25, users=6, items=29)
         advanced = stream.send(*batch)
         for (user, item, *_), rank, model, items in zip(
             batch, advanced.ranks.tolist(), advanced.rank_models.tolist(), stream.lists(advanced), strict=True
@@ -318,7 +323,7 @@ def test_ranks_are_places_in_the_list_the_user_was_shown_before_the_event(gru, w
             assert model == (gru.fingerprint if with_model and user in shown else 0)
             tested, hits = tested + (rank >= 0), hits + (rank > 0)
             shown[user] = items
-    assert tested > 250
+    assert tested > 150
     assert hits > 0
 
 

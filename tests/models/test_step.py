@@ -1,3 +1,5 @@
+from itertools import pairwise
+
 import hypothesis.strategies as st
 import numpy as np
 import pytest
@@ -108,7 +110,17 @@ def torch_run(cell, layer, inputs, state):
         return out[0].numpy(), torch.cat([h, c], dim=2)[0, 0].numpy()
 
 
-CELLS = [("gru", 1), ("gru", 7), ("gru", 8), ("gru", 33), ("gru", 128), ("lstm", 1), ("lstm", 5), ("lstm", 16), ("lstm", 66)]
+CELLS = [
+    ("gru", 1),
+    ("gru", 7),
+    ("gru", 8),
+    ("gru", 33),
+    ("gru", 128),
+    ("lstm", 1),
+    ("lstm", 5),
+    ("lstm", 16),
+    ("lstm", 66),
+]
 
 
 @pytest.mark.parametrize(("cell", "hidden"), CELLS)
@@ -160,7 +172,7 @@ def test_however_the_events_are_cut_into_batches_the_bits_are_the_same(cell, hid
 
     pieces = np.zeros((4, size), np.float32)
     collected = []
-    for start, stop in zip(cuts[:-1], cuts[1:], strict=True):
+    for start, stop in pairwise(cuts):
         present = np.unique(user[start:stop])  # as the stream does: only the batch's users, gathered and put back
         state = pieces[present].astype(np.float16).astype(np.float32)
         collected.append(steps(state, np.searchsorted(present, user[start:stop]), rows[start:stop]))

@@ -25,7 +25,9 @@ def by_sorting(scores, excluded, k):
     seed=st.integers(0, 2**32 - 1),
 )
 @settings(max_examples=300, deadline=None, derandomize=True)
-def test_is_what_sorting_gives_with_ties_exclusions_and_fewer_rows_than_asked_for(n_rows, k, exclusions, distinct, seed):
+def test_is_what_sorting_gives_with_ties_exclusions_and_fewer_rows_than_asked_for(
+    n_rows, k, exclusions, distinct, seed
+):
     rng = np.random.default_rng(seed)
     scores = (rng.integers(-distinct, distinct + 1, (3, n_rows)) / 8).astype(np.float32)
     scores[rng.random(scores.shape) < 0.05] = -np.inf

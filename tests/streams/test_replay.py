@@ -19,17 +19,11 @@ from streams.kafka import read_to_end, reader
 from streams.replay import Replayed, partition_of, produce_catalogue, produce_events, schedule
 from streams.settings import load_settings
 from streams.tail import read_titles
-from streams.topics import create_topics
-
-PARTITIONS = 4
 
 
 @pytest.fixture
-def settings():
-    with EmbeddedBroker() as broker:
-        settings = load_settings(brokers=broker.bootstrap, partitions=PARTITIONS)
-        create_topics(settings)
-        yield settings
+def settings(contract_settings):
+    return contract_settings
 
 
 def events_of(rows, extras=None):
@@ -87,18 +81,19 @@ def test_a_schedule_starts_at_once_and_never_runs_backwards(times, speed):
     assert (np.diff(due) >= 0).all()
 
 
+@pytest.mark.broker
 def test_every_event_arrives_once_in_order_on_its_users_partition(settings):
-    events = log(20_000)  # more than one chunk
+    events = log(40_000)  # more than one chunk
     seen = []
     done = asyncio.run(produce_events(settings, events, on_progress=seen.append))
-    assert done.events == 20_000
+    assert done.events == 40_000
     assert seen == sorted(seen)
-    assert seen[-1] == 20_000
+    assert seen[-1] == 40_000
     records = read_all(settings)
     assert done.bytes == sum(len(record.key) + len(record.value) for record in records)
     expected, found = defaultdict(list), defaultdict(list)
     for user, item, kind, time_ms in zip(events.users, events.items, events.kinds, events.times_ms, strict=True):
-        where = TOPICS[kind], partition_of(user, PARTITIONS)
+        where = TOPICS[kind], partition_of(user, settings.partitions)
         expected[where].append({"user_id": user, "item_id": item, "timestamp": int(time_ms)})
     for record in records:
         value = orjson.loads(record.value)
@@ -107,6 +102,7 @@ def test_every_event_arrives_once_in_order_on_its_users_partition(settings):
     assert found == expected
 
 
+@pytest.mark.broker
 def test_kafka_timestamps_are_now_and_event_timestamps_the_logs(settings):
     before_ms = int(time.time() * 1000)
     asyncio.run(produce_events(settings, log(10)))
@@ -115,6 +111,7 @@ def test_kafka_timestamps_are_now_and_event_timestamps_the_logs(settings):
     assert sorted(orjson.loads(record.value)["timestamp"] for record in records) == [1_000 * n for n in range(10)]
 
 
+@pytest.mark.broker
 def test_optional_columns_travel_and_blanks_do_not(settings):
     rows = [("u", f"i{n}", 0, n) for n in range(3)]
     extras = {"rating": [5.0, None, float("nan")], "session_id": ["s", None, "t"]}
@@ -127,6 +124,7 @@ def test_optional_columns_travel_and_blanks_do_not(settings):
     ]
 
 
+@pytest.mark.broker
 def test_ids_of_any_alphabet(settings):
     events = events_of([('zoë \u2603"\\', "日本\n", 1, 7), ("\U0001f600" * 60, "i", 2, 8)])
     asyncio.run(produce_events(settings, events))
@@ -134,6 +132,7 @@ def test_ids_of_any_alphabet(settings):
     assert found == set(zip(events.users, events.items, strict=True))
 
 
+@pytest.mark.broker
 def test_a_rate_paces_and_now_stamps_when_events_were_due(settings):
     started_ms = time.time() * 1000
     done = asyncio.run(produce_events(settings, log(300), rate=500.0, timestamps="now"))
@@ -145,11 +144,13 @@ def test_a_rate_paces_and_now_stamps_when_events_were_due(settings):
     assert stamps[0] >= started_ms
 
 
+@pytest.mark.broker
 def test_a_speed_follows_the_logs_clock(settings):
     events = events_of([("u", "i", 0, 1_000 * n) for n in range(6)])  # five seconds
     assert 0.5 <= asyncio.run(produce_events(settings, events, speed=10.0)).seconds < 5
 
 
+@pytest.mark.broker
 def test_an_empty_log(settings):
     done = asyncio.run(produce_events(settings, events_of([])))
     assert (done.events, done.bytes) == (0, 0)
@@ -161,14 +162,16 @@ def test_missing_topics_are_named_before_anything_is_sent():
         asyncio.run(produce_events(load_settings(brokers=broker.bootstrap), log(1)))
 
 
+@pytest.mark.broker
 def test_the_catalogue_is_keyed_by_item(settings):
     titles = {f"i{n}": f"Title {n}" for n in range(500)}
     assert asyncio.run(produce_catalogue(settings, titles)) == 500
     for record in read_all(settings, ["items"]):
-        assert record.partition == partition_of(record.key.decode(), PARTITIONS)
+        assert record.partition == partition_of(record.key.decode(), settings.partitions)
     assert asyncio.run(read_titles(settings)) == titles
 
 
+@pytest.mark.broker
 @pytest.mark.slow
 def test_it_is_fast_enough_to_load_workers(settings):
     events = log(200_000)

@@ -7,21 +7,14 @@ import pytest
 from aiokafka import AIOKafkaProducer
 from rich.console import Console
 
-from streams.broker import EmbeddedBroker
 from streams.replay import partition_of
-from streams.settings import load_settings
 from streams.tail import follow, line, read_titles
-from streams.topics import ITEMS, RECOMMENDATIONS, create_topics
-
-PARTITIONS = 3
+from streams.topics import ITEMS, RECOMMENDATIONS
 
 
 @pytest.fixture
-def settings():
-    with EmbeddedBroker() as broker:
-        settings = load_settings(brokers=broker.bootstrap, partitions=PARTITIONS)
-        create_topics(settings)
-        yield settings
+def settings(contract_settings):
+    return contract_settings
 
 
 def message(user, items, model="v0001-00c0ffee"):
@@ -65,6 +58,7 @@ def test_a_line_survives_an_incomplete_message():
     assert line({"user_id": "ann"}, {}).plain == "ann ? -> nothing  [None]"
 
 
+@pytest.mark.broker
 def test_titles_are_the_newest_and_tombstones_take_them_away(settings):
     send(
         settings,
@@ -81,6 +75,7 @@ def test_titles_are_the_newest_and_tombstones_take_them_away(settings):
     assert asyncio.run(read_titles(settings)) == {"1": "New"}
 
 
+@pytest.mark.broker
 def test_from_the_earliest_with_titles_and_a_limit(settings):
     send(settings, ITEMS, [("1", {"item_id": "1", "title": "Toy Story"})])
     send(settings, RECOMMENDATIONS, [(f"u{n}", message(f"u{n}", ["1"])) for n in range(6)])
@@ -89,12 +84,14 @@ def test_from_the_earliest_with_titles_and_a_limit(settings):
     assert all("viewed -> Toy Story (1.50)" in text for text in lines)
 
 
+@pytest.mark.broker
 def test_only_one_users(settings):
     send(settings, RECOMMENDATIONS, [(f"u{n % 5}", message(f"u{n % 5}", [str(n)])) for n in range(20)])
     lines = printed(settings, earliest=True, user="u3", limit=4)
     assert [text.split(" -> ")[1].split(" ")[0] for text in lines] == ["3", "8", "13", "18"]
 
 
+@pytest.mark.broker
 def test_latest_leaves_out_what_was_there_before(settings):
     send(settings, RECOMMENDATIONS, [("u1", message("u1", ["old"]))] * 3)
     time.sleep(0.01)
@@ -105,7 +102,9 @@ def test_latest_leaves_out_what_was_there_before(settings):
         async with AIOKafkaProducer(bootstrap_servers=settings.brokers) as producer:
             while not task.done():  # until it has found its place: what is sent before is "before" for it
                 await producer.send_and_wait(
-                    RECOMMENDATIONS, orjson.dumps(message("u1", ["new"])), partition=partition_of("u1", PARTITIONS)
+                    RECOMMENDATIONS,
+                    orjson.dumps(message("u1", ["new"])),
+                    partition=partition_of("u1", settings.partitions),
                 )
                 await asyncio.sleep(0.1)
         await task

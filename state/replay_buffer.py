@@ -1,0 +1,449 @@
+"""The replay buffer: the events a model is fine-tuned on, bounded, on disk, no event twice.
+
+Everything is in memory as columns (17 bytes an event and the names) and in one file of frames: each `commit` appends
+what came since the last one together with the next offset of every topic-partition, so data and position cannot part,
+and a redelivered event is known by its offset. When the buffer is full it keeps
+
+    the recent window      the newest events, whoever's they are
+    their users' past      up to `context` earlier events of the users in the window, the nearest first: a training
+                           window in the middle of a history starts from the state those events lead to
+    a reservoir            the older events of a sample of users, whole histories: bottom-k of a seeded hash of the user
+                           id, which is a uniform sample of all users ever seen and never takes one back it let go
+
+and rewrites the file. Fullness is counted in accepted events, so what is kept depends on the seed and the log alone,
+not on how the log was cut into batches.
+
+References:
+    Vitter, "Random sampling with a reservoir", ACM TOMS 1985; Cohen and Kaplan, "Summarizing data using bottom-k
+    sketches", PODC 2007.
+"""
+
+import fcntl
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any, Final, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from state.errors import StateError
+from state.replay_log import FrameLog, encode_frame
+from state.replay_sample import Sample, reservoir_blocks
+
+RECENT_SHARE: Final = 0.4  # of the capacity; with the next two this leaves a fifth free after a compaction
+CONTEXT_SHARE: Final = 0.2
+RESERVOIR_SHARE: Final = 0.2
+_EVERYBODY: Final = 2**64 - 1
+_FILE: Final = "events.replay"
+_COLUMNS: Final = {"users": np.int32, "items": np.int32, "kinds": np.uint8, "times_ms": np.int64}
+
+
+@dataclass(frozen=True, slots=True)
+class ReplaySettings:
+    """Bounds of a replay buffer.
+
+    Attributes:
+        capacity: Most events held; 17 bytes each in memory and on disk, plus names.
+        context: Most earlier events kept of a user in the recent window.
+        most_per_user: Most events the reservoir keeps of one user, the newest: one busy robot must not fill it.
+        max_items: Most items whose count and newest time are remembered; those idle longest are forgotten first.
+        seed: Chooses the reservoir's users.
+    """
+
+    capacity: int = 1_000_000
+    context: int = 200
+    most_per_user: int = 2_000
+    max_items: int = 1_000_000
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name, least in (("capacity", 100), ("context", 0), ("most_per_user", 1), ("max_items", 1)):
+            if getattr(self, name) < least:
+                what = f"A replay buffer with {name}={getattr(self, name)} was asked for"
+                raise StateError(what, f"{name} must be at least {least}", f"Give {least} or more")
+
+
+class ReplayBuffer:
+    """Takes events in, keeps them over restarts, and gives samples to train on.
+
+    Not safe for several threads; a `Sample` is a copy and may be used anywhere. One process at a time: a lock says so.
+
+    Args:
+        directory: Where the file lies; created if need be.
+        settings: Its bounds. A buffer may be opened again with others; a smaller capacity takes effect at once.
+
+    Attributes:
+        seen: Events taken in since the buffer began, also those no longer held.
+        truncated_bytes: What a crash had left behind the last whole frame, cut off at open.
+
+    Raises:
+        StateError: Another process has it open, the disk refuses, or the file is of another kind.
+
+    Example:
+        >>> from tempfile import TemporaryDirectory
+        >>> with TemporaryDirectory() as folder, ReplayBuffer(Path(folder)) as buffer:
+        ...     first = buffer.append("clicks", 0, ["u", "v"], ["a", "b"], np.zeros(2, np.uint8), [5, 6], [0, 1])
+        ...     again = buffer.append("clicks", 0, ["v", "v"], ["b", "a"], np.zeros(2, np.uint8), [6, 7], [1, 2])
+        ...     buffer.commit()
+        >>> first, again, len(buffer), buffer.offset("clicks", 0)
+        (2, 1, 3, 3)
+    """
+
+    def __init__(self, directory: Path, settings: ReplaySettings | None = None) -> None:
+        self.settings = settings or ReplaySettings()
+        self.seen = 0
+        self._threshold = _EVERYBODY  # hashes above it are not in the reservoir
+        self._hash_key = self.settings.seed.to_bytes(8, "little", signed=True)
+        self._offsets: dict[str, int] = {}
+        self._size = 0
+        self._columns: dict[str, NDArray[Any]] = {name: np.empty(4096, dtype) for name, dtype in _COLUMNS.items()}
+        self._users, self._items = _Names(), _Names()
+        self._item_counts, self._item_last_ms = np.zeros(1024, np.int64), np.zeros(1024, np.int64)
+        self._written = self._written_users = self._written_items = 0
+        self._unwritten_offsets: dict[str, int] = {}
+        try:
+            directory.mkdir(parents=True, exist_ok=True)
+            self._lock = os.open(directory / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
+        except OSError as exc:
+            what = f"cannot use {directory}"
+            raise StateError(what, str(exc), "choose a writable directory") from exc
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as exc:
+            os.close(self._lock)
+            what = f"the replay buffer {directory} is in use"
+            raise StateError(what, "another trainer has it open", "stop that one, or use another directory") from exc
+        try:
+            self._log = FrameLog(directory / _FILE)
+            for head, columns in self._log.frames():
+                self._replay(head, columns)
+        except StateError:
+            os.close(self._lock)
+            raise
+        self._mark_written()
+        self.truncated_bytes = self._log.truncated_bytes
+        if self._size >= self.settings.capacity:
+            self._compact()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __len__(self) -> int:
+        return self._size
+
+    @property
+    def nbytes(self) -> int:
+        """Size of the file."""
+        return self._log.nbytes
+
+    @property
+    def items(self) -> int:
+        """How many items it knows."""
+        return len(self._items)
+
+    @property
+    def offsets(self) -> Mapping[str, int]:
+        """Next offset of each ``topic:partition``, as of the newest event taken in."""
+        return dict(self._offsets)
+
+    def offset(self, topic: str, partition: int) -> int | None:
+        """Where to go on reading a partition, None when nothing of it was read."""
+        return self._offsets.get(f"{topic}:{partition}")
+
+    def forget_offset(self, topic: str, partition: int) -> None:
+        """Read a partition from its beginning again: its topic was deleted and made anew."""
+        self._offsets[f"{topic}:{partition}"] = self._unwritten_offsets[f"{topic}:{partition}"] = 0
+
+    def append(
+        self,
+        topic: str,
+        partition: int,
+        users: Sequence[str],
+        items: Sequence[str],
+        kinds: NDArray[np.uint8],
+        times_ms: Sequence[int] | NDArray[np.int64],
+        offsets: Sequence[int] | NDArray[np.int64],
+        next_offset: int | None = None,
+    ) -> int:
+        """Take in events of one topic-partition, in offset order; those taken in before are left out.
+
+        They are safe once `commit` has returned.
+
+        Args:
+            topic: Topic they came from.
+            partition: Partition they came from.
+            users: User ids (E).
+            items: Item ids (E).
+            kinds: (E,).
+            times_ms: (E,) event times.
+            offsets: (E,), rising.
+            next_offset: Where to go on reading, when that is behind the last event (bad events were left out).
+
+        Returns:
+            How many events were new.
+        """
+        key = f"{topic}:{partition}"
+        places, times = np.asarray(offsets, np.int64), np.asarray(times_ms, np.int64)
+        first = int(np.searchsorted(places, self._offsets.get(key, 0)))
+        at = first
+        while at < len(places):
+            stop = min(len(places), at + self.settings.capacity - self._size)
+            self._add(users[at:stop], items[at:stop], kinds[at:stop], times[at:stop])
+            self._advance(key, int(places[stop - 1]) + 1)
+            at = stop
+            if self._size >= self.settings.capacity:
+                self._compact()
+        if next_offset is not None:
+            self._advance(key, next_offset)
+        return len(places) - first
+
+    def commit(self) -> None:
+        """Make everything taken in so far survive a crash; only then may a consumer group's offsets move.
+
+        Raises:
+            StateError: The disk refuses.
+        """
+        if self._written == self._size and not self._unwritten_offsets:
+            return
+        columns = {name: self._columns[name][self._written : self._size] for name in _COLUMNS}
+        head = {
+            "offsets": self._unwritten_offsets,
+            "users": self._users.names[self._written_users :],
+            "items": self._items.names[self._written_items :],
+        }
+        self._log.append(encode_frame(head, columns))
+        self._mark_written()
+
+    def sample(self, recent: int, reservoir: int, seed: int) -> Sample:
+        """Events to train on: the newest `recent` ones and up to `reservoir` older ones drawn at random.
+
+        With them come all earlier events of the same users, not to learn from, but to start from the true state.
+
+        Args:
+            recent: Size of the recent window.
+            reservoir: Most older events to learn from.
+            seed: Randomness of the draw; the same seed and log give the same sample.
+        """
+        n = self._size
+        users = self._columns["users"][:n]
+        is_recent = np.arange(n) >= n - recent
+        hashes = self._hashes()
+        eligible = ~is_recent & (hashes[users] <= np.uint64(self._threshold))
+        learn = is_recent | reservoir_blocks(users, eligible, reservoir, np.random.default_rng((seed, self.seen)))
+        involved = np.zeros(len(self._users), np.bool_)
+        involved[users[learn]] = True
+        last = np.full(len(self._users), -1)
+        where = np.flatnonzero(learn)
+        last[users[where]] = where  # later entries win: each user's last event to learn from
+        keep = involved[users] & (np.arange(n) <= last[users])
+        numbers = np.cumsum(involved) - 1
+        known = len(self._items)
+        return Sample(
+            users=numbers[users[keep]].astype(np.int32),
+            items=self._columns["items"][:n][keep],
+            kinds=self._columns["kinds"][:n][keep],
+            times_ms=self._columns["times_ms"][:n][keep],
+            learn=learn[keep],
+            recent=is_recent[keep],
+            item_ids=list(self._items.names),
+            item_counts=self._item_counts[:known].copy(),
+            item_last_ms=self._item_last_ms[:known].copy(),
+            offsets=dict(self._offsets),
+            seen=self.seen,
+            seed=seed,
+        )
+
+    def close(self) -> None:
+        """Release the file; what was not committed is not kept."""
+        self._log.close()
+        os.close(self._lock)
+
+    def _advance(self, key: str, following: int) -> None:
+        if following > self._offsets.get(key, 0):
+            self._offsets[key] = self._unwritten_offsets[key] = following
+
+    def _add(
+        self, users: Sequence[str], items: Sequence[str], kinds: NDArray[np.uint8], times_ms: NDArray[np.int64]
+    ) -> None:
+        self._put(self._users.numbers(users), self._items.numbers(items), kinds, times_ms)
+
+    def _put(
+        self,
+        users: NDArray[np.int32],
+        items: NDArray[np.int32],
+        kinds: NDArray[np.uint8],
+        times_ms: NDArray[np.int64],
+    ) -> None:
+        stop = self._size + len(users)
+        if stop > len(self._columns["users"]):
+            size = max(stop, min(2 * stop, self.settings.capacity))
+            self._columns = {name: _grown(array, size) for name, array in self._columns.items()}
+        for name, values in zip(_COLUMNS, (users, items, kinds, times_ms), strict=True):
+            self._columns[name][self._size : stop] = values
+        if len(self._items) > len(self._item_counts):
+            size = 2 * len(self._items)
+            self._item_counts, self._item_last_ms = (
+                _grown(array, size, fill=0) for array in (self._item_counts, self._item_last_ms)
+            )
+        np.add.at(self._item_counts, items, 1)
+        np.maximum.at(self._item_last_ms, items, times_ms)
+        self._size, self.seen = stop, self.seen + len(users)
+
+    def _replay(self, head: Mapping[str, Any], columns: Mapping[str, NDArray[Any]]) -> None:
+        """Apply a frame that was read from the file."""
+        self._users.extend(head["users"])
+        self._items.extend(head["items"])
+        self._put(columns["users"], columns["items"], columns["kinds"], columns["times_ms"])
+        self._offsets |= head["offsets"]
+        if "seen" in head:  # the frame a compaction wrote: counts of events that are gone come with it
+            self.seen = head["seen"]
+            same_seed = head["seed"] == self.settings.seed
+            self._threshold = head["threshold"] if same_seed else _EVERYBODY
+            known = len(self._items)
+            self._item_counts[:known], self._item_last_ms[:known] = columns["item_counts"], columns["item_last_ms"]
+
+    def _mark_written(self) -> None:
+        self._written, self._written_users, self._written_items = self._size, len(self._users), len(self._items)
+        self._unwritten_offsets = {}
+
+    def _hashes(self) -> NDArray[np.uint64]:
+        return np.fromiter(map(self._hash, self._users.names), np.uint64, len(self._users))
+
+    def _hash(self, user: str) -> int:
+        digest = blake2b(user.encode("utf-8", "surrogatepass"), digest_size=8, key=self._hash_key).digest()
+        return int.from_bytes(digest, "little")
+
+    def _compact(self) -> None:
+        keep = self._kept()
+        users, items = self._columns["users"][: self._size][keep], self._columns["items"][: self._size][keep]
+        user_numbers = self._users.retain(np.bincount(users, minlength=len(self._users)) > 0)
+        item_mask = self._items_kept(items)
+        item_numbers = self._items.retain(item_mask)
+        known = len(item_mask)
+        for array in (self._item_counts, self._item_last_ms):
+            kept = array[:known][item_mask]
+            array[:] = 0
+            array[: len(kept)] = kept
+        for name, values in (
+            ("users", user_numbers[users]),
+            ("items", item_numbers[items]),
+            ("kinds", self._columns["kinds"][: self._size][keep]),
+            ("times_ms", self._columns["times_ms"][: self._size][keep]),
+        ):
+            self._columns[name][: len(values)] = values
+        self._size = len(users)
+        self._rewrite()
+
+    def _rewrite(self) -> None:
+        known = len(self._items)
+        columns = {name: self._columns[name][: self._size] for name in _COLUMNS}
+        columns |= {"item_counts": self._item_counts[:known], "item_last_ms": self._item_last_ms[:known]}
+        head = {
+            "offsets": self._offsets,
+            "users": self._users.names,
+            "items": self._items.names,
+            "seen": self.seen,
+            "seed": self.settings.seed,
+            "threshold": self._threshold,
+        }
+        self._log.replace(encode_frame(head, columns))
+        self._mark_written()
+
+    def _kept(self) -> NDArray[np.bool_]:
+        """Which events a full buffer keeps (N,); lowers the reservoir's threshold where it must."""
+        settings, n = self.settings, self._size
+        users = self._columns["users"][:n]
+        recent = np.arange(n) >= n - int(RECENT_SHARE * settings.capacity)
+        active = np.zeros(len(self._users), np.bool_)
+        active[users[recent]] = True
+        older = np.flatnonzero(~recent)
+        distance = _distance_from_end(users[older])  # 1 for a user's last event before the window
+        near = active[users[older]] & (distance <= settings.context)
+        candidates = older[near]
+        closest = np.lexsort((-candidates, distance[near]))[: int(CONTEXT_SHARE * settings.capacity)]
+        keep = recent
+        keep[candidates[closest]] = True
+
+        held = older[distance <= settings.most_per_user]
+        sizes = np.bincount(users[held], minlength=len(self._users))
+        hashes = self._hashes()
+        order = np.argsort(hashes, kind="stable")
+        order = order[sizes[order] > 0]
+        fits = np.cumsum(sizes[order]) <= int(RESERVOIR_SHARE * settings.capacity)
+        if not fits.all():
+            first_out = int(np.argmin(fits))
+            self._threshold = min(self._threshold, max(int(hashes[order[first_out]]) - 1, 0))
+        keep[held[hashes[users[held]] <= np.uint64(self._threshold)]] = True
+        return keep
+
+    def _items_kept(self, items: NDArray[np.int32]) -> NDArray[np.bool_]:
+        known = len(self._items)
+        held = np.bincount(items, minlength=known) > 0
+        if known > self.settings.max_items:
+            age = np.lexsort((np.arange(known), -self._item_last_ms[:known], ~held))  # held ones, then the newest
+            mask = np.zeros(known, np.bool_)
+            mask[age[: max(self.settings.max_items, int(held.sum()))]] = True
+            return mask
+        return np.ones(known, np.bool_)
+
+
+class _NumberOf(dict[str, int]):
+    """A dict that numbers a missing name, so that a batch of known names is looked up without Python code."""
+
+    __slots__ = ("_names",)
+
+    def __init__(self, names: list[str]) -> None:
+        super().__init__(zip(names, range(len(names)), strict=True))
+        self._names = names
+
+    def __missing__(self, name: str) -> int:
+        number = self[name] = len(self._names)
+        self._names.append(name)
+        return number
+
+
+class _Names:
+    """Names <-> numbers 0, 1, 2, ... in order of appearance."""
+
+    def __init__(self) -> None:
+        self.names: list[str] = []
+        self._number_of = _NumberOf(self.names)
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def numbers(self, names: Sequence[str]) -> NDArray[np.int32]:
+        return np.fromiter(map(self._number_of.__getitem__, names), np.int32, len(names))
+
+    def extend(self, names: Sequence[str]) -> None:
+        self.numbers(names)
+
+    def retain(self, mask: NDArray[np.bool_]) -> NDArray[np.int32]:
+        """Keep the names of `mask`; returns the new number of each old one (those let go are meaningless)."""
+        self.names = [name for name, kept in zip(self.names, mask.tolist(), strict=True) if kept]
+        self._number_of = _NumberOf(self.names)
+        return (np.cumsum(mask) - 1).astype(np.int32)
+
+
+def _grown(array: NDArray[Any], size: int, fill: int | None = None) -> NDArray[Any]:
+    grown = np.empty(size, array.dtype) if fill is None else np.full(size, fill, array.dtype)
+    grown[: len(array)] = array
+    return grown
+
+
+def _distance_from_end(users: NDArray[np.int32]) -> NDArray[np.int64]:
+    """For each event (N,) in order of arrival: 1 for its user's last one, 2 for the one before, ..."""
+    order = np.argsort(users, kind="stable")
+    owner = users[order]
+    distance = np.empty(len(users), np.int64)
+    if len(users):
+        closes = np.flatnonzero(np.concatenate((owner[1:] != owner[:-1], [True])))
+        runs = np.diff(closes, prepend=-1)
+        distance[order] = np.repeat(closes, runs) - np.arange(len(owner)) + 1
+    return distance

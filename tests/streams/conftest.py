@@ -1,0 +1,97 @@
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import orjson
+import pytest
+import torch
+from aiokafka.record.memory_records import MemoryRecords
+from torch import nn
+
+from models.network import Network, NetworkConfig
+from models.serving import ServingModel
+from models.version import Version
+from streams.fetch import RecordBatch
+from streams.kafka import admin
+from streams.settings import Settings, load_settings
+from streams.topics import create_topics, describe_topics
+
+
+@pytest.fixture(scope="session")
+def serving_model() -> Callable[..., ServingModel]:
+    """A model of random weights over the items i0, i1, ..."""
+
+    def build(cell: str = "gru", hidden: int = 8, items: int = 20, seed: int = 0, fingerprint: int = 77) -> ServingModel:
+        config = NetworkConfig(
+            items=items + 1, cell="lstm" if cell == "lstm" else "gru", hidden=hidden, embedding=5
+        )
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            network = Network(config)
+            for parameter in network.parameters():
+                nn.init.normal_(parameter, std=0.5)
+        version = Version(
+            name=f"v0001-{fingerprint:08x}", number=1, fingerprint=fingerprint, config=config,
+            vocabulary=["", *(f"i{n}" for n in range(items))], weights=network.state_dict(), metrics={}, lineage={},
+        )  # fmt: skip
+        return ServingModel.from_version(version)
+
+    return build
+
+
+Event = tuple[str, str, int, int]
+"""User, item, offset, time in ms."""
+
+
+@pytest.fixture(scope="session")
+def record_batch() -> Callable[..., RecordBatch]:
+    """What the transport hands over: (user, item, offset, time_ms) events of one topic as fetched records."""
+
+    def build(topic: str, events: Sequence[Event], partition: int = 3) -> RecordBatch:
+        values = [
+            orjson.dumps({"user_id": user, "item_id": item, "timestamp": time_ms}) for user, item, _, time_ms in events
+        ]
+        offsets = [offset for _, _, offset, _ in events]
+        timestamps = [time_ms + 11 for *_, time_ms in events]
+        keys = [user.encode() for user, *_ in events]
+        return RecordBatch(topic, partition, offsets, timestamps, keys, values, offsets[-1] + 1 if offsets else 0)
+
+    return build
+
+
+@pytest.fixture(scope="session")
+def read_records() -> Callable[[bytes], list[Any]]:
+    """The records of encoded batches as aiokafka's own reader sees them, checksums verified."""
+
+    def read(data: bytes) -> list[Any]:
+        records, found = MemoryRecords(bytes(data)), []
+        while records.has_next():
+            batch = records.next_batch()
+            assert batch is not None
+            assert batch.validate_crc()
+            found += list(batch)
+        return found
+
+    return read
+
+
+@pytest.fixture
+def contract_settings(broker: str) -> Iterator[Settings]:
+    """Settings of a broker (each there is) on which every topic of the contract is new and empty.
+
+    Their names cannot be made unique, so they are deleted before and after.
+    """
+    settings = load_settings(brokers=broker, partitions=4)
+    _delete_topics(settings)
+    create_topics(settings)
+    yield settings
+    _delete_topics(settings)
+
+
+def _delete_topics(settings: Settings) -> None:
+    names = [state.spec.name for state in describe_topics(settings) if state.partitions]
+    if names:
+        with admin(settings) as client:
+            client.delete_topics(names)
+        while any(state.partitions for state in describe_topics(settings)):
+            time.sleep(0.05)
