@@ -44,6 +44,8 @@ else
 endif
 	@echo 'installing recstream'
 	@$(PIP) -e '.[dev]'
+	@echo 'compiling the numeric kernels'
+	@$(BIN)/python -m streams.warmup
 	@rm -f .venv/installed-*
 	@printf '%s' '$(TORCH)' > .venv/torch
 	@touch $@

@@ -76,18 +76,18 @@ async def _measure(rig: Bench, process: Measured, output: str, rates: list[int],
         for rate in rates:
             with console.status(f"{process.name}: {rate:,} events/s for {seconds} s"):
                 cpu, start = process.cpu_seconds(), time.monotonic()
-                waited = await loop.fly(make_events(rate * seconds, users, seed=rate), rate)
+                waited, answered = await loop.fly(make_events(rate * seconds, users, seed=rate), rate)
                 busy = (process.cpu_seconds() - cpu) / (time.monotonic() - start)
-            measured[str(rate)] = _summary(waited[rate * SKIP_SECONDS :], busy)
+            measured[str(rate)] = _summary(waited[rate * SKIP_SECONDS :], answered[rate * SKIP_SECONDS :], busy)
             process.check()
     return measured
 
 
-def _summary(waited_ms: NDArray[np.float64], busy: float) -> dict[str, float]:
+def _summary(waited_ms: NDArray[np.float64], answered: NDArray[np.bool_], busy: float) -> dict[str, float]:
     percentiles = {
         name: round(float(np.percentile(waited_ms, share, method="higher")), 2) for name, share in PERCENTILES.items()
     }
-    unanswered = int(np.isinf(waited_ms).sum())
+    unanswered = int((~answered).sum())
     return {**percentiles, "events": len(waited_ms), "unanswered": unanswered, "core_busy": round(busy, 3)}
 
 
@@ -116,9 +116,12 @@ def _draw(axes: Any, measured: dict[str, Rates]) -> None:
     axes.set(xscale="log", yscale="log", xlabel="events per second, open loop", ylabel="milliseconds")
     axes.set_title("Event due to recommendation consumed")
     axes.set_xticks([int(rate) for rate in measured[OURS]], [f"{int(rate):,}" for rate in measured[OURS]], minor=False)
+    low, high = axes.get_ylim()
+    ticks = [tick for tick in (1, 2, 5, 10, 20, 50, 100, 200, 500, 1_000, 2_000, 5_000) if low <= tick <= high]
+    axes.set_yticks(ticks, [f"{tick:,}" for tick in ticks])
     axes.minorticks_off()
     axes.grid(alpha=0.3)
-    axes.legend(fontsize=8)
+    axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
 
 
 if __name__ == "__main__":

@@ -145,6 +145,7 @@ def _draw(axes: Any, contenders: dict[str, Any]) -> None:
     axes.bar_label(bars, [f"{value:,}" for value in values], padding=3)
     axes.set(title="Throughput of one process on one core", xlabel="events per second", xlim=(0, 1.15 * max(values)))
     axes.set_ylabel("contender")
+    axes.xaxis.set_major_formatter("{x:,.0f}")
 
 
 if __name__ == "__main__":

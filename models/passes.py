@@ -91,6 +91,7 @@ def initial_states(network: Network, source: Histories, windows: NDArray[np.int6
                 columns = (inputs.items, inputs.kinds, inputs.gaps_seconds)
                 events = (torch.from_numpy(column).to(device) for column in columns)
                 places = torch.from_numpy(part).to(device)
-                _, states[places + 1] = network.sequence(*events, states[places])
+                items, kinds, gaps = events
+                _, states[places + 1] = network.sequence(items, kinds, gaps, states[places])
     network.train(training)
     return states

@@ -18,7 +18,6 @@ _STEPS: Final = 2**14  # of one forward batch, padding included: 8 MB of outputs
 _SCORES: Final = 2**22  # of one slice of targets, 16 MB
 
 
-@torch.inference_mode()
 def ranks(network: Network, source: Histories, wanted: NDArray[np.bool_]) -> NDArray[np.float64]:
     """Ranks, from 1, of wanted events' items given what their users did before.
 
@@ -32,16 +31,27 @@ def ranks(network: Network, source: Histories, wanted: NDArray[np.bool_]) -> NDA
     Returns:
         ``1 + better + ties / 2`` of each judged event (K,), in no particular order.
     """
+    return event_ranks(network, source, wanted)[1]
+
+
+@torch.inference_mode()
+def event_ranks(
+    network: Network, source: Histories, wanted: NDArray[np.bool_]
+) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """As `ranks`, with which event of the histories each rank belongs to: two arrays (K,)."""
     training = network.training
     network.eval()
     device = network.item_bias.device
-    found: list[NDArray[np.float64]] = []
+    events: list[NDArray[np.int64]] = [np.zeros(0, np.int64)]
+    found: list[NDArray[np.float64]] = [np.zeros(0)]
     for windows in grouped(_windows(source, wanted), _STEPS):
         inputs = batch(source, windows, wanted)
-        events = (torch.from_numpy(part).to(device) for part in (inputs.items, inputs.kinds, inputs.gaps_seconds))
-        outputs, _ = network.sequence(*events)
+        columns = (torch.from_numpy(part).to(device) for part in (inputs.items, inputs.kinds, inputs.gaps_seconds))
+        outputs, _ = network.sequence(*columns)
         targets = torch.from_numpy(inputs.targets).to(device)
         judged = targets != UNKNOWN_ROW
+        places = windows[:, :1] + 1 + np.arange(inputs.targets.shape[1])  # (W, T)
+        events.append(places[inputs.targets != UNKNOWN_ROW])
         rows = max(1, _SCORES // network.config.items)
         for hidden, target in zip(torch.split(outputs[judged], rows), torch.split(targets[judged], rows), strict=True):
             scores = network.scores(hidden)  # (rows, V)
@@ -50,7 +60,7 @@ def ranks(network: Network, source: Histories, wanted: NDArray[np.bool_]) -> NDA
             better, ties = (~(scores <= score)).sum(1), ((scores == score).sum(1) - 1).clamp(min=0)
             found.append((1 + better + ties / 2).double().cpu().numpy())
     network.train(training)
-    return np.concatenate(found) if found else np.zeros(0)
+    return np.concatenate(events), np.concatenate(found)
 
 
 def popularity_ranks(counts: NDArray[np.int64], source: Histories, wanted: NDArray[np.bool_]) -> NDArray[np.float64]:

@@ -3,7 +3,9 @@
     fresh = offset beyond the user's last applied one          a redelivered event never advances a state twice
     rebuild hidden vectors another model version made          from the user's last 50 events
     append to histories -> time gaps, exclusions               event by event
-    step -> hidden vectors -> scores -> exact top-K            a matrix product per block of events
+    step -> hidden vectors                                     event by event
+    scores -> exact top-K                                      a matrix product per block of events
+    or, fused: scores, transition memory, popularity, own items -> weights learn -> top-K       (`models.fusion`)
     where did each event stand in the list shown before it?    prequential hit rate, of the model and of popularity
     learn popularity
 
@@ -16,7 +18,10 @@ from typing import Final, Literal, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from models.context import histories_before
 from models.decayed_popularity import DecayedPopularity
+from models.fused_rank import rank_fused
+from models.fusion import Fusion
 from models.history import (
     EXCLUDE_NONE,
     EXCLUDE_PURCHASED,
@@ -37,9 +42,14 @@ from state.store import UserStore
 
 Exclude = Literal["auto", "none", "purchased", "seen"]
 POPULARITY: Final = "popularity"  # model_version of lists made without a model
+POPULARITY_AND_TRANSITIONS: Final = "popularity+transitions"  # the same, fused with what counts at once
 _BLOCK_SCORES: Final = 1 << 18  # scores computed at once: 1 MiB stays in the L2 cache until top_k reads it
 _REPEAT_SHARE: Final = 0.01  # auto: fewer repeats than this and seen items are left out
 _REPEAT_MEMORY: Final = 10_000  # events over which the share of repeats is averaged
+_MAX_SECONDS: Final = 0xFFFFFFFF
+_NO_VECTORS: Final = np.zeros((0, 0), np.float32)
+_NO_USERS: Final = np.zeros(0, np.int32)
+_NO_RANKS: Final = np.zeros(0, np.float32)
 _Scalar = TypeVar("_Scalar", bound=np.generic)
 _POLICY: Final = {"none": EXCLUDE_NONE, "purchased": EXCLUDE_PURCHASED, "seen": EXCLUDE_SEEN}
 
@@ -57,6 +67,7 @@ class Advanced:
     popularity_ranks: NDArray[np.int32]  # (E,) the same for the most popular items this user could be shown; never -1
     model_version: str
     rehydrated: int
+    tested: NDArray[np.float32]  # (E,) fused only: rank of the event's item among the candidates, 0 = not tested
 
 
 class Recommender:
@@ -69,13 +80,22 @@ class Recommender:
             events repeat an item of their user's history.
         latest_only: answer only the last event of each user in a batch.
         half_life_ms: decay of popularity in event time.
+        fusion: rank by everything that counts at once together with the model; None ranks by the model alone.
     """
 
     def __init__(
-        self, items: ItemIndex, k: int, exclude: Exclude = "auto", latest_only: bool = False, half_life_ms: float = 6e8
+        self,
+        items: ItemIndex,
+        k: int,
+        exclude: Exclude = "auto",
+        latest_only: bool = False,
+        half_life_ms: float = 6e8,
+        fusion: Fusion | None = None,
     ) -> None:
         self.items, self.k, self.exclude, self.latest_only = items, k, exclude, latest_only
         self.popularity = DecayedPopularity(half_life_ms)
+        self.fusion = fusion
+        self.test_all = False  # rank every event before it is learnt (benchmarks), not only those the weights learn from
         self.model: ServingModel | None = None
         self.repeat_share = 0.0
         self._repeats_seen = 0
@@ -94,7 +114,9 @@ class Recommender:
     @property
     def model_version(self) -> str:
         """Name of the version that makes the lists."""
-        return self.model.name if self.model else POPULARITY
+        if self.model:
+            return self.model.name
+        return POPULARITY if self.fusion is None else POPULARITY_AND_TRANSITIONS
 
     def swap(self, model: ServingModel) -> None:
         """Serve another version from the next batch on; users' vectors are rebuilt at their next event."""
@@ -104,6 +126,8 @@ class Recommender:
         row_of[numbers[1:]] = np.arange(1, len(numbers), dtype=np.int32)
         self._number_of_row, self._row_of, self.model = numbers, row_of, model
         self._blocked_rows = self._rows(self._blocked_numbers)
+        if self.fusion is not None:
+            self.fusion.set_model(model.fingerprint, numbers)
 
     def block(self, item_id: str, blocked: bool = True) -> None:
         """Never recommend an item, or recommend it again (the catalogue's `blocked`)."""
@@ -113,6 +137,8 @@ class Recommender:
         self._blocked[number] = blocked
         self._blocked_numbers = np.flatnonzero(self._blocked).astype(np.int32)
         self._blocked_rows = self._rows(self._blocked_numbers)
+        if self.fusion is not None:
+            self.fusion.block(np.array([number], np.int32), blocked)
 
     def advance(self, store: UserStore, batch: EventBatch) -> Advanced:
         """Apply one batch of one partition to its users and make their lists.
@@ -131,15 +157,31 @@ class Recommender:
         listed = _last_of_each(slots) if self.latest_only else np.arange(len(fresh))
 
         rehydrated = self._rehydrate(arena, slots)
+        if len(self._scratch) < arena.capacity:
+            self._scratch = np.zeros(arena.capacity, np.int32)
+        policy = self._policy()
+        seconds = np.clip(times_ms // 1000, 0, _MAX_SECONDS)
+        if self.fusion is not None:
+            histories, previous = histories_before(arena, slots, numbers, kinds, seconds, self._scratch)
         popular, shares = self.popularity.top(self.k + RING + len(self._blocked_numbers))
         compared = PopularList(self.popularity.place_of, len(popular), self._blocked_numbers, self.k)
         done = append_events(
-            arena, slots, numbers, kinds, times_ms, _take(batch.touched_ms, fresh), self._policy(), compared
+            arena, slots, numbers, kinds, times_ms, _take(batch.touched_ms, fresh), policy, compared
         )
         self._watch_repeats(done.repeats)
         excluded = _take(done.excluded, listed)
+        first = hidden = _NO_VECTORS
+        user = _NO_USERS
         if model:
-            hidden = self._step(model, arena, slots, numbers, kinds, gap_feature(done.gaps))
+            first, hidden, user = self._step(model, arena, slots, numbers, kinds, gap_feature(done.gaps))
+        tested = _NO_RANKS
+        if self.fusion is not None:
+            before = np.where(previous[:, None] >= 0, hidden[previous], first[user]) if model else _NO_VECTORS
+            fused = rank_fused(
+                self.fusion, model, numbers, kinds, seconds, histories, before, hidden, self.k, policy, self.test_all
+            )
+            items, scores, tested = _take(fused.items, listed), _take(fused.scores, listed), fused.ranks
+        elif model:
             items, scores = self._rank(model, _take(hidden, listed), excluded)
         else:
             items, scores = self._rank_popular(popular, shares, excluded)
@@ -147,7 +189,7 @@ class Recommender:
         ranks, rank_models = rank_in_last(arena, slots, numbers, items, listed, model.fingerprint if model else 0)
         self.popularity.learn(numbers, times_ms)
         return Advanced(
-            fresh, listed, items, scores, ranks, rank_models, done.popular_ranks, self.model_version, rehydrated
+            fresh, listed, items, scores, ranks, rank_models, done.popular_ranks, self.model_version, rehydrated, tested
         )
 
     def rehydrate(self, arena: Arena, slots: NDArray[np.int32]) -> None:
@@ -193,14 +235,14 @@ class Recommender:
         numbers: NDArray[np.int32],
         kinds: NDArray[np.uint8],
         gaps: NDArray[np.float32],
-    ) -> NDArray[np.float32]:
-        if len(self._scratch) < arena.capacity:
-            self._scratch = np.zeros(arena.capacity, np.int32)
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.int32]]:
+        """Users' hidden vectors before the batch (U, H), those after each event (E, H), and each event's user (E,)."""
         users, user = distinct(slots, self._scratch)
         state = arena.hidden[users].astype(np.float32)  # (U, S)
+        first = state[:, : model.hidden].copy()
         after = model.steps(state, user, self._rows(numbers), kinds, gaps)
         arena.hidden[users] = state
-        return after
+        return first, after, user
 
     def _rank(
         self, model: ServingModel, hidden: NDArray[np.float32], excluded: NDArray[np.int32]

@@ -104,9 +104,7 @@ def histories(events: Events, vocabulary: list[str]) -> Histories:
     return Histories(items[by_user].astype(np.int32), ordered.kinds[by_user], gaps, times, starts)
 
 
-def cut(
-    starts: NDArray[np.int64], length: int, rng: np.random.Generator | None, grain: int = 1
-) -> NDArray[np.int64]:
+def cut(starts: NDArray[np.int64], length: int, rng: np.random.Generator | None, grain: int = 1) -> NDArray[np.int64]:
     """Cut every history of two events or more into windows of at most ``length`` steps.
 
     Args:

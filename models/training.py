@@ -161,9 +161,7 @@ class Trainer:
         plan = self._plan(source, wanted, order, advance=True)
         return _Begun(order, initial_states(self.network, source, plan.windows))
 
-    def _plan(
-        self, source: Histories, wanted: NDArray[np.bool_] | None, order: Any, *, advance: bool = False
-    ) -> Pass:
+    def _plan(self, source: Histories, wanted: NDArray[np.bool_] | None, order: Any, *, advance: bool = False) -> Pass:
         settings = self.settings
         rng = self._order if advance else np.random.default_rng()
         if not advance:

@@ -25,6 +25,7 @@ _HOUR_MS: Final = 3_600_000.0
 # restores, hand-overs and back-pressure, all of which end by themselves: after one longer than the limit the worker
 # would stay outside the group for ever.
 _MAX_POLL_SECONDS: Final = 7 * 24 * 3600.0
+_FETCH_MAX_WAIT_MS: Final = 50  # an idle worker asks 20 times a second
 
 log = logging.getLogger(__name__)
 
@@ -86,7 +87,13 @@ def create_app(settings: Settings, index: int = 0, changelog_id: str = "") -> Wo
     async def before_revoke(_partitions: set[TP]) -> None:
         await pipeline.drain(snapshot=app.should_stop)
 
-    install(app, max_batch_events=settings.max_batch_events, before_revoke=before_revoke, on_lost=pipeline.abandon)
+    install(
+        app,
+        max_batch_events=settings.max_batch_events,
+        fetch_max_wait_ms=_FETCH_MAX_WAIT_MS,
+        before_revoke=before_revoke,
+        on_lost=pipeline.abandon,
+    )
     pipeline.membership = lambda: app.consumer.membership
 
     async def read(stream: Any) -> None:

@@ -46,7 +46,7 @@ class EncodedBatch:
 
     def __init__(self, records: bytes | memoryview, count: int, timestamp_ms: int) -> None:
         header = _HEADER.pack(
-            0, HEADER_BYTES - 12 + len(records), 0, 2, 0, 0, count - 1, timestamp_ms, timestamp_ms, -1, -1, -1, count
+            0, HEADER_BYTES - 12 + len(records), -1, 2, 0, 0, count - 1, timestamp_ms, timestamp_ms, -1, -1, -1, count
         )
         self._buffer = bytearray(header)
         self._buffer += records

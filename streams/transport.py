@@ -61,7 +61,8 @@ class BatchConsumerThread(driver.AIOKafkaConsumerThread):  # type: ignore[misc]
 
     def _create_worker_consumer(self, transport: "BatchTransport") -> Any:
         consumer = super()._create_worker_consumer(transport)
-        consumer._isolation_level = transport.isolation_level  # read when the consumer starts
+        consumer._isolation_level = transport.isolation_level  # both are read when the consumer starts
+        consumer._fetch_max_wait_ms = transport.fetch_max_wait_ms
         return consumer
 
     async def on_start(self) -> None:
@@ -308,6 +309,9 @@ class BatchTransport(driver.Transport):  # type: ignore[misc]
     Attributes:
         batch_topics: Topics read as `RecordBatch`; every other topic works as in stock Faust.
         max_batch_events: Most records of one batch and of one poll.
+        fetch_max_wait_ms: How long the broker may hold a fetch that finds nothing; Faust always asks for 1500 ms. Kafka
+            answers as soon as there is something, the embedded broker only when the time is over: with 1500 ms an event
+            waits 0.4 s there, with 50 ms 30 ms.
         isolation_level: `read_committed` hides records of open and aborted transactions.
         before_revoke: Awaited, with the flow stopped, before offsets are committed for partitions about to leave
             (rebalance) and at shutdown. It returns when every event an agent took is acknowledged or given up; what is
@@ -324,6 +328,7 @@ class BatchTransport(driver.Transport):  # type: ignore[misc]
         app: Any,
         *,
         max_batch_events: int = 4096,
+        fetch_max_wait_ms: int = 500,
         isolation_level: IsolationLevel = "read_uncommitted",
         before_revoke: BeforeRevoke | None = None,
         on_lost: Callable[[], Awaitable[None]] = _nothing,
@@ -332,6 +337,7 @@ class BatchTransport(driver.Transport):  # type: ignore[misc]
         super().__init__(url, app, **kwargs)
         self.batch_topics: set[str] = set()
         self.max_batch_events = max_batch_events
+        self.fetch_max_wait_ms = fetch_max_wait_ms
         self.isolation_level: IsolationLevel = isolation_level
         self.before_revoke = before_revoke
         self.on_lost = on_lost
@@ -341,6 +347,7 @@ def install(
     app: Any,
     *,
     max_batch_events: int = 4096,
+    fetch_max_wait_ms: int = 500,
     isolation_level: IsolationLevel = "read_uncommitted",
     before_revoke: BeforeRevoke | None = None,
     on_lost: Callable[[], Awaitable[None]] = _nothing,
@@ -359,6 +366,7 @@ def install(
         app.conf.broker_consumer,
         app,
         max_batch_events=max_batch_events,
+        fetch_max_wait_ms=fetch_max_wait_ms,
         isolation_level=isolation_level,
         before_revoke=before_revoke,
         on_lost=on_lost,

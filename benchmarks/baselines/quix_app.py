@@ -15,7 +15,7 @@ from quixstreams import Application, State  # type: ignore[import-not-found]
 from benchmarks.baselines import arguments
 from benchmarks.baselines.arguments import INPUTS, STATE_BYTES, Arguments
 
-ITEMS = [{"item_id": f"i{number}", "score": 0.5} for number in range(1, 8)]
+ITEMS = [{"item_id": f"i{number}", "score": 0.5} for number in range(1, 9)]
 
 
 def update(value: dict[str, Any], state: State) -> dict[str, Any]:

@@ -63,11 +63,12 @@ class OpenLoop:
                 raise BenchmarkError(what, process.log_tail())
             await asyncio.sleep(0.1)
 
-    async def fly(self, events: Events, rate: float) -> NDArray[np.float64]:
+    async def fly(self, events: Events, rate: float) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
         """Send events at `rate` per second.
 
         Returns:
-            Milliseconds from due to answered of each event (E,), infinite where no answer came within 15 s.
+            Milliseconds from due to answered of each event (E,), and which were answered (E,). One without an answer
+            15 s after the last event was sent has waited until then.
         """
         wires = [_wire(user, item) for user, item in zip(events.users.tolist(), events.items.tolist(), strict=True)]
         places = partitions_of(events.users, self._partitions).tolist()
@@ -80,10 +81,14 @@ class OpenLoop:
         deadline = time.monotonic() + _DRAIN_SECONDS
         while sum(map(len, self._answered.values())) < len(events) and time.monotonic() < deadline:
             await asyncio.sleep(0.05)
-        answered_at = [
-            self._answered.get(source, {}).get(offset, np.inf) for source, offset in zip(sources, offsets, strict=True)
-        ]
-        return 1000 * (np.array(answered_at) - due)
+        answered_at = np.array(
+            [
+                self._answered.get(source, {}).get(offset, np.inf)
+                for source, offset in zip(sources, offsets, strict=True)
+            ]
+        )
+        answered = np.isfinite(answered_at)
+        return 1000 * (np.where(answered, answered_at, time.time()) - due), answered
 
     async def _send(
         self, wires: Sequence[tuple[bytes, bytes]], sources: Sequence[Source], due: Sequence[float]

@@ -1,0 +1,339 @@
+"""Fine-tuning: from the serving version and a sample of the replay buffer to a candidate; from nothing at a cold start.
+
+The newest slice of the sample, by time, is left out of training: the gate judges the candidate on it, and it is learnt
+by the next candidate, whose sample reaches further. A pass survives a kill at any point: what a checkpoint
+does not hold is trained again from the checkpoint's weights, so every event counts exactly once per epoch.
+"""
+
+import hashlib
+import json
+import math
+import os
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any, Final
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from models.fit import popularity_bias
+from models.gate import GateSettings, Verdict, followers, judge, ranks_of
+from models.network import Cell, Network, NetworkConfig
+from models.ranking import popularity_ranks
+from models.registry import Version
+from models.sequences import Histories
+from models.training import Trainer, TrainingSettings
+from models.vocabulary import Growth, VocabularySettings, grow, transplant
+from state.errors import RecstreamError
+from state.replay_sample import Sample
+
+_SECOND_MS: Final = 1000
+FEWEST_EVENTS: Final = 10  # to train on at all
+
+
+@dataclass(frozen=True, slots=True)
+class FineTuneSettings:
+    """How candidates are made.
+
+    Attributes:
+        epochs: Passes of a fine-tuning over its sample.
+        training: How fine-tuning trains.
+        first_epochs: Passes of a fit from nothing.
+        first: How a fit from nothing trains.
+        cell: Recurrent cell of a network made from nothing; fine-tuning keeps its parent's shape.
+        hidden: H of such a network.
+        embedding: D of such a network.
+        dropout: Dropout of such a network.
+        held_out: Share of the recent window the gate judges on.
+        held_out_most: Most events it judges on.
+        vocabulary: Which items come in and leave.
+        gate: When a candidate is promoted.
+        checkpoint_batches: Batches between two checkpoints.
+    """
+
+    epochs: int = 2
+    training: TrainingSettings = field(default_factory=lambda: TrainingSettings(learning_rate=0.003, warmup=0.1))
+    first_epochs: int = 9
+    first: TrainingSettings = field(default_factory=TrainingSettings)
+    cell: Cell = "gru"
+    hidden: int = 128
+    embedding: int = 64
+    dropout: float = 0.35
+    held_out: float = 0.1
+    held_out_most: int = 2_000
+    vocabulary: VocabularySettings = field(default_factory=VocabularySettings)
+    gate: GateSettings = field(default_factory=GateSettings)
+    checkpoint_batches: int = 25
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """Where a pass stands.
+
+    Attributes:
+        done: Share of the work done, 0 to 1.
+        epoch: Current epoch, from 1.
+        epochs: Epochs there will be.
+        loss: Mean loss of the current epoch so far.
+        learnt: Targets trained on since this process began or resumed the pass.
+    """
+
+    done: float
+    epoch: int
+    epochs: int
+    loss: float
+    learnt: int
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A network that may become a version.
+
+    Attributes:
+        network: In evaluation mode, on the CPU.
+        vocabulary: Item id of every row.
+        loss: Mean training loss of each epoch.
+        targets: Events learnt per epoch.
+        added: Items new against the parent.
+        expired: Items that left.
+        lineage: Where it came from: parent, sample, seed, settings.
+    """
+
+    network: Network
+    vocabulary: list[str]
+    loss: list[float]
+    targets: int
+    added: int
+    expired: int
+    lineage: dict[str, Any]
+
+
+def fine_tune(
+    parent: Version | None,
+    sample: Sample,
+    settings: FineTuneSettings | None = None,
+    seed: int = 0,
+    progress: Callable[[Step], bool | None] | None = None,
+    device: str = "cpu",
+    checkpoint: Path | None = None,
+) -> Candidate | None:
+    """Train a candidate on a sample.
+
+    Args:
+        parent: The serving version; None fits from nothing.
+        sample: From the replay buffer.
+        settings: How to train.
+        seed: Randomness; the same parent, sample, settings and seed give the same candidate on one machine.
+        progress: Called after each batch; True stops, and what is done stays in the checkpoint.
+        device: Where to train.
+        checkpoint: A file to resume from and to keep up to date; one of another pass is ignored.
+
+    Returns:
+        The candidate, None when `progress` stopped it.
+
+    Raises:
+        RecstreamError: The sample has too few events to train on.
+    """
+    settings = settings or FineTuneSettings()
+    growth = grow(parent.vocabulary if parent else [""], sample, settings.vocabulary)
+    source, learn = training_part(sample, growth, settings)
+    targets = int((learn & (source.items > 0)).sum())
+    if targets < FEWEST_EVENTS:
+        what = f"The sample has {targets} events to learn, at least {FEWEST_EVENTS} are needed"
+        raise RecstreamError(what, "most users have a single event yet", "Wait for more events")
+    counts = source.counts(len(growth.vocabulary))
+    network = _start(parent, growth, sample, counts, settings, seed).to(device)
+    epochs, training = (settings.epochs, settings.training) if parent else (settings.first_epochs, settings.first)
+    trainer = Trainer(network, counts, epochs, seed, training)
+    course = _Course(trainer, epochs, checkpoint, fingerprint(parent, sample, settings, seed), progress)
+    losses = course.run(source, learn, settings.checkpoint_batches)
+    if losses is None:
+        return None
+    lineage = {
+        "origin": "fine-tuning" if parent else "first fit from the stream",
+        "parent": parent.name if parent else None,
+        "events": targets,
+        "recent_events": int((sample.recent & sample.learn).sum()),
+        "users": source.users,
+        "offsets": dict(sample.offsets),
+        "seen": sample.seen,
+        "newest_ms": int(source.times_ms.max()),
+        "seed": seed,
+        "sample_seed": sample.seed,
+        "settings": asdict(settings),
+        "torch": str(torch.__version__),
+    }
+    network = network.cpu().eval()
+    return Candidate(network, growth.vocabulary, losses, targets, growth.added, growth.expired, lineage)
+
+
+def gate(
+    candidate: Candidate, parent: Version | None, sample: Sample, settings: FineTuneSettings, seed: int = 0
+) -> Verdict:
+    """Judge a candidate against its parent on the slice neither was trained on; without a parent against popularity."""
+    if not all(bool(torch.isfinite(part).all()) for part in candidate.network.state_dict().values()):
+        empty = judge(np.zeros(0), np.zeros(0), np.zeros(0, np.int64), settings.gate, seed)
+        return replace(empty, promoted=False, reasons=("training diverged: a weight is not finite",))
+    held = held_out(sample, settings)
+    mine, wanted = _judged(sample, candidate.vocabulary, held)
+    events = followers(mine, wanted)
+    users = np.searchsorted(mine.starts, events, side="right") - 1
+    ranks = ranks_of(candidate.network, mine, wanted)
+    if parent is not None:
+        theirs, _ = _judged(sample, parent.vocabulary, held)
+        return judge(ranks, ranks_of(parent.network(), theirs, wanted), users, settings.gate, seed, parent.name)
+    growth = grow([""], sample, settings.vocabulary)
+    source, _ = training_part(sample, growth, settings)
+    found = np.full(len(mine), np.inf)
+    judged = followers(mine, wanted & (mine.items > 0))
+    found[judged] = popularity_ranks(source.counts(len(candidate.vocabulary)), mine, wanted)
+    return judge(ranks, found[events], users, settings.gate, seed, "popularity")
+
+
+def held_out(sample: Sample, settings: FineTuneSettings) -> NDArray[np.bool_]:
+    """The newest events of the recent window by time, ties by arrival: (N,), at most half of what can be learnt."""
+    recent = np.flatnonzero(sample.recent)
+    size = min(int(settings.held_out * len(recent)), settings.held_out_most, int(sample.learn.sum()) // 2)
+    held = np.zeros(len(sample), np.bool_)
+    newest = np.argsort(sample.times_ms[recent], kind="stable")[len(recent) - size :]
+    held[recent[newest]] = True
+    return held
+
+
+def histories_of(
+    sample: Sample, row_of_item: NDArray[np.int32], keep: NDArray[np.bool_]
+) -> tuple[Histories, NDArray[np.int64]]:
+    """The kept events by user in time order, ties by arrival, and which event of the sample each is (M,)."""
+    order = np.lexsort((sample.times_ms, sample.users))
+    order = order[keep[order]]
+    users, times = sample.users[order], sample.times_ms[order]
+    starts = np.concatenate(([0], np.cumsum(np.bincount(users, minlength=int(sample.users.max(initial=-1)) + 1))))
+    gaps = np.diff(times // _SECOND_MS, prepend=0)
+    gaps[starts[:-1][np.diff(starts) > 0]] = 0
+    source = Histories(row_of_item[sample.items[order]], sample.kinds[order], gaps, times, starts.astype(np.int64))
+    return source, order
+
+
+def training_part(sample: Sample, growth: Growth, settings: FineTuneSettings) -> tuple[Histories, NDArray[np.bool_]]:
+    """Histories without the held-out slice and whatever is as new, and which of their events to learn (M,)."""
+    held = held_out(sample, settings)
+    keep = ~held
+    if held.any():
+        keep &= sample.times_ms <= int(sample.times_ms[held].min())
+    source, order = histories_of(sample, growth.row_of_item, keep)
+    learn = sample.learn[order]
+    learn[source.starts[:-1][np.diff(source.starts) > 0]] = False  # nothing leads to a first event
+    return source, learn
+
+
+def fingerprint(parent: Version | None, sample: Sample, settings: FineTuneSettings, seed: int) -> str:
+    """What a checkpoint belongs to: everything that decides the result of a pass."""
+    head = {
+        "parent": parent.name if parent else None,
+        "seen": sample.seen,
+        "offsets": dict(sample.offsets),
+        "seeds": [seed, sample.seed],
+        "settings": asdict(settings),
+        "torch": str(torch.__version__),
+    }
+    digest = hashlib.sha256(json.dumps(head, sort_keys=True).encode())
+    for column in (sample.users, sample.items, sample.kinds, sample.times_ms, sample.learn):
+        digest.update(np.ascontiguousarray(column).tobytes())
+    return digest.hexdigest()
+
+
+def _judged(sample: Sample, vocabulary: list[str], held: NDArray[np.bool_]) -> tuple[Histories, NDArray[np.bool_]]:
+    row_of = {item_id: row for row, item_id in enumerate(vocabulary)}
+    rows = np.array([row_of.get(item_id, 0) for item_id in sample.item_ids], np.int32)
+    source, order = histories_of(sample, rows, np.ones(len(sample), np.bool_))
+    return source, held[order]
+
+
+def _start(
+    parent: Version | None,
+    growth: Growth,
+    sample: Sample,
+    counts: NDArray[np.int64],
+    settings: FineTuneSettings,
+    seed: int,
+) -> Network:
+    if parent is not None:
+        return transplant(parent.network(), growth, sample, seed)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        config = NetworkConfig(
+            len(growth.vocabulary), settings.cell, settings.hidden, settings.embedding, settings.dropout
+        )
+        network = Network(config)
+    with torch.no_grad():
+        network.item_bias.copy_(popularity_bias(counts))
+    return network
+
+
+class _Course:
+    """The epochs of one pass, with checkpoints."""
+
+    def __init__(
+        self,
+        trainer: Trainer,
+        epochs: int,
+        checkpoint: Path | None,
+        identity: str,
+        progress: Callable[[Step], bool | None] | None,
+    ) -> None:
+        self._trainer, self._epochs, self._path, self._identity = trainer, epochs, checkpoint, identity
+        self._progress = progress
+        self._losses: list[float] = []
+        self._learnt = 0
+
+    def run(self, source: Histories, learn: NDArray[np.bool_], every: int) -> list[float] | None:
+        self._resume()
+        stopped = False
+        targets, batches = int(learn.sum()), 0
+
+        def report(share: float, loss: float) -> bool:
+            nonlocal stopped, batches
+            batches += 1
+            if self._progress is not None:
+                epoch = self._trainer.finished + 1
+                done = (epoch - 1 + share) / self._epochs
+                step = Step(done, epoch, self._epochs, loss, self._learnt + int(share * targets))
+                stopped = bool(self._progress(step))
+            if stopped or batches % every == 0:
+                self._save()
+            return stopped
+
+        while self._trainer.finished < self._epochs:
+            loss = self._trainer.epoch(source, report, learn)
+            if stopped:
+                return None
+            self._losses.append(loss)
+            self._learnt += targets
+            self._save()
+            if not math.isfinite(loss):
+                break
+        return self._losses
+
+    def _save(self) -> None:
+        if self._path is None:
+            return
+        temporary = self._path.with_suffix(".new")
+        with temporary.open("wb") as file:
+            torch.save({"identity": self._identity, "losses": self._losses, "trainer": self._trainer.state()}, file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, self._path)
+
+    def _resume(self) -> None:
+        if self._path is None or not self._path.exists():
+            return
+        try:
+            saved = torch.load(self._path, map_location="cpu", weights_only=True)
+        except (RuntimeError, OSError, EOFError, ValueError, KeyError, UnpicklingError):  # damaged: begin the pass again
+            return
+        if isinstance(saved, dict) and saved.get("identity") == self._identity:
+            self._trainer.restore(saved["trainer"])
+            self._losses = list(saved["losses"])
