@@ -310,9 +310,7 @@ def gather(
     for s in range(SELECTORS):
         w.chosen[s] += base
         base += SELECTOR_SIZES[s]
-    _features(
-        w.features, sums, items, w.scores, t.totals[last], p.log_weight, p.scale, p.mass, n, length, pair_total
-    )
+    _features(w.features, sums, items, w.scores, t.totals[last], p.log_weight, p.scale, p.mass, n, length, pair_total)
     if neural.shape[0] > 0:
         _neural_features(w.features, items, n, neural, row_of)
     else:

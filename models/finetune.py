@@ -332,7 +332,14 @@ class _Course:
             return
         try:
             saved = torch.load(self._path, map_location="cpu", weights_only=True)
-        except (RuntimeError, OSError, EOFError, ValueError, KeyError, UnpicklingError):  # damaged: begin the pass again
+        except (
+            RuntimeError,
+            OSError,
+            EOFError,
+            ValueError,
+            KeyError,
+            UnpicklingError,
+        ):  # damaged: begin the pass again
             return
         if isinstance(saved, dict) and saved.get("identity") == self._identity:
             self._trainer.restore(saved["trainer"])

@@ -52,9 +52,7 @@ def rank_fused(
     """
     n = len(items)
     if model is None:
-        return fusion.process(
-            items, kinds, seconds, histories, top_k=k, exclude=_NAMES[exclude], test_all=test_all
-        )
+        return fusion.process(items, kinds, seconds, histories, top_k=k, exclude=_NAMES[exclude], test_all=test_all)
     parts = []
     rows = max(2, _BLOCK_SCORES // len(model.vocabulary))
     for start in range(0, n, rows):

@@ -334,7 +334,8 @@ class Fusion:
         self.model = fingerprint
         self._number_of = np.ascontiguousarray(number_of_row, np.int32).copy()
         self._number_of[0] = 0
-        self._row_of = np.zeros(max(self.capacity, int(self._number_of.max()) + 1), np.int32)
+        self.reserve(int(self._number_of.max()) + 1)
+        self._row_of = np.zeros(self.capacity, np.int32)
         self._row_of[self._number_of] = np.arange(len(self._number_of), dtype=np.int32)
         self._row_of[0] = 0
 
@@ -400,9 +401,7 @@ class Fusion:
             np.zeros((events, top_k), np.int32), np.zeros((events, top_k), np.float32), np.zeros(events, np.float32)
         )
         scores = NeuralScores(_NO_SCORES, _NO_TOP, _NO_SCORES, _NO_TOP) if neural is None else neural
-        batch = _Events(
-            items, kinds, seconds, histories.items, histories.kinds, histories.seconds, histories.lengths
-        )
+        batch = _Events(items, kinds, seconds, histories.items, histories.kinds, histories.seconds, histories.lengths)
         _process(
             self._workspace, self.transitions.arrays, self.popularity.arrays, self.weights, batch, tested, adapted,
             scores.before, scores.before_top, scores.after, scores.after_top, self._row_of, self._number_of,

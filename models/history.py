@@ -96,7 +96,8 @@ def append_events(
     _append(
         slots, items, kinds, times_ms, touched_ms, exclude,
         popular.place_of, popular.length, popular.blocked, popular.k, arena.items, arena.times, arena.kinds,
-        arena.count, arena.kind_counts, arena.last_ms, arena.touched_ms, arena.dirty, done.gaps, done.repeats, done.excluded, done.popular_ranks,
+        arena.count, arena.kind_counts, arena.last_ms, arena.touched_ms, arena.dirty,
+        done.gaps, done.repeats, done.excluded, done.popular_ranks,
     )  # fmt: skip
     return done
 

@@ -95,7 +95,9 @@ class Recommender:
         self.items, self.k, self.exclude, self.latest_only = items, k, exclude, latest_only
         self.popularity = DecayedPopularity(half_life_ms)
         self.fusion = fusion
-        self.test_all = False  # rank every event before it is learnt (benchmarks), not only those the weights learn from
+        self.test_all = (
+            False  # rank every event before it is learnt (benchmarks), not only those the weights learn from
+        )
         self.model: ServingModel | None = None
         self.repeat_share = 0.0
         self._repeats_seen = 0
@@ -104,6 +106,7 @@ class Recommender:
         self._blocked = np.zeros(1024, np.bool_)  # by item number
         self._blocked_numbers = np.zeros(0, np.int32)
         self._blocked_rows = np.zeros(0, np.int32)
+        self._named = np.ones(1, np.bool_)  # by item number: its id was known when last looked; 0 ends a list
         self._scratch = np.zeros(0, np.int32)  # zeros, one a slot: see `distinct`
 
     @property
@@ -165,9 +168,7 @@ class Recommender:
             histories, previous = histories_before(arena, slots, numbers, kinds, seconds, self._scratch)
         popular, shares = self.popularity.top(self.k + RING + len(self._blocked_numbers))
         compared = PopularList(self.popularity.place_of, len(popular), self._blocked_numbers, self.k)
-        done = append_events(
-            arena, slots, numbers, kinds, times_ms, _take(batch.touched_ms, fresh), policy, compared
-        )
+        done = append_events(arena, slots, numbers, kinds, times_ms, _take(batch.touched_ms, fresh), policy, compared)
         self._watch_repeats(done.repeats)
         excluded = _take(done.excluded, listed)
         first = hidden = _NO_VECTORS
@@ -180,7 +181,8 @@ class Recommender:
             fused = rank_fused(
                 self.fusion, model, numbers, kinds, seconds, histories, before, hidden, self.k, policy, self.test_all
             )
-            items, scores, tested = _take(fused.items, listed), _take(fused.scores, listed), fused.ranks
+            items, scores = self._named_only(_take(fused.items, listed), _take(fused.scores, listed))
+            tested = fused.ranks
         elif model:
             items, scores = self._rank(model, _take(hidden, listed), excluded)
         else:
@@ -257,6 +259,28 @@ class Recommender:
                 scores[:, self._blocked_rows] = -np.inf
             rows[block], values[block] = top_k(scores, excluded_rows[block], self.k)
         return self._number_of_row[rows], values
+
+    def _named_only(
+        self, items: NDArray[np.int32], scores: NDArray[np.float32]
+    ) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
+        """Lists (L, K) without items known by their hash alone, which nobody can be shown.
+
+        They come from restored histories and stay so until an event, the catalogue or a vocabulary names them.
+        """
+        ids = self.items.ids
+        known = len(self._named)
+        if len(ids) > known:
+            new = (item_id is not None for item_id in ids[known:])
+            self._named = np.concatenate([self._named, np.fromiter(new, np.bool_, len(ids) - known)])
+        unnamed = ~self._named[items]
+        if not unnamed.any():
+            return items, scores
+        for number in np.unique(items[unnamed]).tolist():  # they may have been named since
+            self._named[number] = ids[number] is not None
+        unnamed = ~self._named[items]
+        order = np.argsort(unnamed, axis=1, kind="stable")
+        items, scores = np.where(unnamed, 0, items), np.where(unnamed, np.float32(-np.inf), scores)
+        return np.take_along_axis(items, order, axis=1), np.take_along_axis(scores, order, axis=1)
 
     def _rank_popular(
         self, popular: NDArray[np.int32], shares: NDArray[np.float32], excluded: NDArray[np.int32]

@@ -85,6 +85,11 @@ class ServingModel:
             item_scores=np.ascontiguousarray(np.vstack([items.T, weights["item_bias"][None, :]])),
         )
 
+    @property
+    def hidden(self) -> int:
+        """H."""
+        return int(self.recurrent.shape[0])
+
     def steps(
         self,
         state: NDArray[np.float32],

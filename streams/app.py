@@ -7,6 +7,7 @@ from typing import Any, Final
 import faust
 from faust.types import TP
 
+from models.fusion import Fusion
 from models.recommend import Recommender
 from state.events import TOPICS
 from state.items import ItemIndex
@@ -81,6 +82,7 @@ def create_app(settings: Settings, index: int = 0, changelog_id: str = "") -> Wo
         settings.exclude,
         settings.emit == "latest",
         settings.popularity_half_life_hours * _HOUR_MS,
+        Fusion() if settings.fusion else None,
     )
     pipeline = Pipeline(settings, recommender, metrics, changelog_id, index)
 

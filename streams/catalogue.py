@@ -57,4 +57,4 @@ class Catalogue(Service):  # type: ignore[misc]
         if not isinstance(item_id, str) or not item_id or blocked == (item_id in self._blocked):
             return
         (self._blocked.add if blocked else self._blocked.discard)(item_id)
-        await self._pipeline.in_thread(self._pipeline.recommender.block, item_id, blocked)
+        await self._pipeline.between_rounds(self._pipeline.recommender.block, item_id, blocked)

@@ -57,6 +57,10 @@ class Compute:
         self._noted: list[_Note] = []
         self._noted_events = 0
 
+    def rounds(self, work: list[tuple[Partition, list[RecordBatch]]]) -> list[Produced]:
+        """`round` for several partitions."""
+        return [self.round(partition, batches) for partition, batches in work]
+
     def round(self, partition: Partition, batches: list[RecordBatch]) -> Produced:
         """Everything one partition's waiting records lead to.
 

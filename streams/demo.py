@@ -114,8 +114,9 @@ def _wait_ready(settings: Settings, worker: Child, log: Path) -> None:
             bar.to(round(waited), note="s")
             if worker.poll() is not None or waited > READY_SECONDS:
                 said = log.read_text(errors="replace").strip().splitlines()[-3:]
+                what = "the demo's worker did not start"
                 raise BrokerError(
-                    "the demo's worker did not start",
+                    what,
                     " / ".join(said) or f"not ready after {READY_SECONDS:.0f} s",
                     f"is port {settings.http_port} free? try `recstream demo --http-port 7066`",
                 )

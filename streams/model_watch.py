@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import time
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 from mode import Service
@@ -15,6 +15,8 @@ from state.errors import RecstreamError
 from streams.metrics import Metrics
 from streams.pipeline import Pipeline
 from streams.settings import Settings
+
+_RETRY_SECONDS: Final = 60.0  # the storage may have been at fault, or the version was repaired
 
 log = logging.getLogger(__name__)
 
@@ -34,13 +36,13 @@ def load_serving(registry: Registry, name: str) -> ServingModel:
 
 
 class ModelWatch(Service):  # type: ignore[misc]
-    """Polls the registry's current version and swaps it into the pipeline; a version that fails is tried once."""
+    """Polls the registry's current version and swaps it into the pipeline; one that fails is tried once a minute."""
 
     def __init__(self, settings: Settings, pipeline: Pipeline, metrics: Metrics, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self._settings, self._pipeline, self._metrics = settings, pipeline, metrics
         self._registry = Registry(settings.registry)
-        self._refused = ""
+        self._refused, self._retry_at = "", 0.0
 
     async def on_first_start(self) -> None:
         """Serve the current version from the first event on, where there is one."""
@@ -59,14 +61,14 @@ class ModelWatch(Service):  # type: ignore[misc]
         name = None
         try:
             name = await loop.run_in_executor(None, self._registry.current)
-            if name is None or name in (serving, self._refused):
+            if name is None or name == serving or (name == self._refused and time.monotonic() < self._retry_at):
                 return
             model = await loop.run_in_executor(None, load_serving, self._registry, name)
         except RecstreamError as error:
             self._metrics.model_refused.inc()
             if name != self._refused or name is None:
                 log.error("%s Serving goes on with %s.", error, serving)
-            self._refused = name or ""
+            self._refused, self._retry_at = name or "", time.monotonic() + _RETRY_SECONDS
             return
         await self._pipeline.swap(model)
         self._metrics.model.info({"version": model.name, "cell": model.cell, "items": str(len(model.vocabulary) - 1)})

@@ -31,14 +31,17 @@ from streams.deadletters import encode_dead_letters
 from streams.metrics import Metrics
 from streams.output import Output
 from streams.partition import Flushed, Partition, flush_partition, snapshot_path
+from streams.record_batch import EncodedBatch
 from streams.restore import Restored, restore
 from streams.settings import Settings
-from streams.topics import CHANGELOG, INVALID_EVENTS, RECOMMENDATIONS
+from streams.topics import CHANGELOG, INVALID_EVENTS, RECOMMENDATIONS, TRANSITIONS
 from streams.transport import Membership, RecordBatch, take
 
 _T = TypeVar("_T")
 _EXPIRE_EVERY_SECONDS: Final = 60.0
 _MAX_WAITING: Final = 64  # record batches between the agents and the pipeline
+_HOP_EVENTS: Final = 1024  # computed at once, 15 ms: the loop sends their recommendations before it goes on
+_INLINE_EVENTS: Final = 32  # computed on the event loop, under 1 ms: two thread switches can take longer
 _MEMBERSHIP_POLL_SECONDS: Final = 0.05
 
 log = logging.getLogger(__name__)
@@ -95,7 +98,7 @@ class Pipeline(Service):  # type: ignore[misc]
 
     async def on_start(self) -> None:
         """Connect the producer."""
-        await self._output.start((RECOMMENDATIONS, CHANGELOG, INVALID_EVENTS))
+        await self._output.start((RECOMMENDATIONS, CHANGELOG, INVALID_EVENTS, TRANSITIONS))
 
     async def on_stop(self) -> None:
         """Disconnect; everything worth keeping was flushed when the partitions were handed over."""
@@ -119,9 +122,19 @@ class Pipeline(Service):  # type: ignore[misc]
         await self._waiting.put(event)
         self._arrived.set()
 
+    async def between_rounds(self, work: Callable[..., _T], *args: Any) -> _T:
+        """Run `work`, which may change what is computed with, while no round is under way."""
+        async with self._turn:
+            return await self.in_thread(work, *args)
+
     async def swap(self, model: ServingModel) -> None:
         """Serve another model version from the next round on."""
-        await self.in_thread(self.recommender.swap, model)
+        await self.between_rounds(self.recommender.swap, model)
+
+    async def send(self, topic: str, partition: int, batch: EncodedBatch) -> None:
+        """Write a batch of another service, waiting while too much is unacknowledged."""
+        self._output.send(topic, partition, batch)
+        await self._output.room()
 
     # -- rounds
 
@@ -138,7 +151,7 @@ class Pipeline(Service):  # type: ignore[misc]
                     await self._start_flush()
 
     async def _round(self) -> None:
-        """Process everything that waits, partition by partition."""
+        """Process everything that waits: a hop to the compute thread for about a thousand events, none for a few."""
         self._arrived.clear()
         events = []
         while not self._waiting.empty():
@@ -147,19 +160,33 @@ class Pipeline(Service):  # type: ignore[misc]
         for event in events:
             batch = take(event)
             groups.setdefault(batch.partition, []).append(batch)
+        work: list[tuple[Partition, list[RecordBatch]]] = []
+        size = 0
         for number, batches in groups.items():
             partition = self.partitions.get(number)
             if partition is None:  # it left while the event waited: its next owner gets the same records
                 log.debug("Dropped records of partition %d, which this worker no longer holds", number)
                 continue
-            produced = await self.in_thread(self._compute.round, partition, batches)
-            for encoded in produced.recommendations:
-                self._output.send(RECOMMENDATIONS, number, encoded)
-            for letters in encode_dead_letters(produced.dead_letters):
-                self._output.send(INVALID_EVENTS, number, letters)
-            await self._output.room()
+            work.append((partition, batches))
+            size += sum(map(len, batches))
+            if size >= _HOP_EVENTS:
+                await self._produce(work, size)
+                work, size = [], 0
+        if work:
+            await self._produce(work, size)
         self._processed += events
         self.progressed_at = time.monotonic()
+
+    async def _produce(self, work: list[tuple[Partition, list[RecordBatch]]], size: int) -> None:
+        produced = (
+            self._compute.rounds(work) if size <= _INLINE_EVENTS else await self.in_thread(self._compute.rounds, work)
+        )
+        for (partition, _), made in zip(work, produced, strict=True):
+            for encoded in made.recommendations:
+                self._output.send(RECOMMENDATIONS, partition.number, encoded)
+            for letters in encode_dead_letters(made.dead_letters):
+                self._output.send(INVALID_EVENTS, partition.number, letters)
+        await self._output.room()
 
     # -- flushes
 
@@ -171,19 +198,22 @@ class Pipeline(Service):  # type: ignore[misc]
         interval = self.settings.snapshot_interval_seconds
         snapshot = snapshot or bool(interval and now >= self._snapshot_at + interval)
         ttl_days, expire_before = self.settings.user_ttl_days, None
-        if ttl_days and now >= self._expired_at + _EXPIRE_EVERY_SECONDS:
+        if ttl_days and now >= self._expired_at + min(_EXPIRE_EVERY_SECONDS, ttl_days * 86_400 / 4):
             self._expired_at = now
             expire_before = int(time.time() * 1000 - ttl_days * 86_400_000)
         if snapshot:
             self._snapshot_at = now
-        outputs, events = self._output.outstanding(), self._processed
-        self._processed = []
+        events, self._processed = self._processed, []
         flushed = []
         await self.in_thread(self._compute.publish)
         for partition in list(self.partitions.values()):
             flushed.append(
                 await self.in_thread(flush_partition, partition, int(time.time() * 1000), expire_before, snapshot)
             )
+            # Let events through between two captures. They are acknowledged by the next flush; a later capture may hold
+            # their state already, so their outputs are among those awaited below.
+            await self._round()
+        outputs = self._output.outstanding()
         if events or any(part.batches or part.snapshot for part in flushed):
             self._flushing = asyncio.create_task(self._finish_flush(outputs, flushed, events, now, self._tenure))
         self._count_state()
@@ -312,10 +342,11 @@ def _advance(partition: Partition, offset: int, count: int) -> None:
     """Note that `count` changelog records were written at `offset`, behind everything the store knows.
 
     Raises:
-        StateError: there are records in between: two workers believe to hold the partition.
+        StateError: that is not where the changelog ended: two workers believe to hold the partition, or the topic was
+            emptied.
     """
     if offset >= 0 and offset != partition.changelog_next:  # -1: a retried batch whose place the broker forgot
-        what = f"another worker wrote state of partition {partition.number}"
-        why = f"its changelog goes on at {offset}, not at {partition.changelog_next}"
-        raise StateError(what, why, "start the worker again: it restores the newer state of each user")
+        what = f"the changelog of partition {partition.number} goes on at {offset}, not at {partition.changelog_next}"
+        why = "another worker wrote to it" if offset > partition.changelog_next else "the topic was emptied or replaced"
+        raise StateError(what, why, "start the worker again: it restores what is in the changelog")
     partition.changelog_next += count

@@ -42,6 +42,10 @@ class Settings(BaseSettings):
         "fewer than 1% of events repeat an item of the user's history",
     )
 
+    fusion: bool = Field(
+        True, description="rank by transitions, popularity and the user's own items together with the model"
+    )
+
     commit_interval_seconds: float = Field(1.0, gt=0, le=60, description="state flush and offset commit interval")
     flush_max_dirty_users: int = Field(50_000, ge=1, description="flush earlier when so many users changed")
     max_batch_events: int = Field(4_096, ge=1, le=100_000, description="events taken from one fetch")

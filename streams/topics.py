@@ -19,6 +19,7 @@ ITEMS: Final = "items"
 INVALID_EVENTS: Final = "invalid-events"
 FORGET_USERS: Final = "forget-users"
 MODEL_VERSIONS: Final = "model-versions"
+TRANSITIONS: Final = "item-transitions"
 
 _TOPIC_EXISTS = 36
 _UNKNOWN_TOPIC = 3
@@ -70,7 +71,7 @@ class TopicState:
         if not self.partitions:
             return "recstream topics create"
         if self.partitions != self.spec.partitions:
-            if self.spec.name == MODEL_VERSIONS:
+            if self.spec.partitions == 1:
                 return f"delete the topic {name} and run `recstream topics create`"
             return (
                 f"set RECSTREAM_PARTITIONS={self.partitions}, or delete the topics and run `recstream topics create` "
@@ -86,7 +87,8 @@ class TopicState:
 def topic_specs(settings: Settings) -> tuple[TopicSpec, ...]:
     """Every topic of the contract.
 
-    All but `model-versions` share one partition count: a user's (and an item's) whole life is on one partition number.
+    All but `model-versions` and `item-transitions` share one partition count: a user's (and an item's) whole life is
+    on one partition number.
     """
     extra: dict[str, str] = {"min.insync.replicas": "2"} if settings.replication >= 3 else {}
     many, replication = settings.partitions, settings.replication
@@ -95,6 +97,7 @@ def topic_specs(settings: Settings) -> tuple[TopicSpec, ...]:
         *(TopicSpec(name, many, replication, dict(extra)) for name in plain),
         *(TopicSpec(name, many, replication, {**_COMPACTED, **extra}) for name in (ITEMS, CHANGELOG)),
         TopicSpec(MODEL_VERSIONS, 1, replication, {**_COMPACTED, **extra}),
+        TopicSpec(TRANSITIONS, 1, replication, {"retention.ms": "86400000", "segment.bytes": "67108864", **extra}),
     )
 
 

@@ -23,6 +23,10 @@ _HEADER: Final = struct.Struct("<4sIII")
 _PAIRS_PER_MESSAGE: Final = 40_000  # 560 kB and the ids: below the broker's 1 MB
 
 
+class _Malformed(ValueError):
+    """Why a message cannot be read."""
+
+
 def encode_deltas(deltas: Deltas, index: ItemIndex) -> Iterator[bytes]:
     """Messages that hold all pairs whose items' ids are known here."""
     for start in range(0, len(deltas.before), _PAIRS_PER_MESSAGE):
@@ -60,7 +64,7 @@ def decode_deltas(message: bytes, index: ItemIndex) -> Deltas:
     try:
         magic, n_items, n_pairs, n_bytes = _HEADER.unpack_from(message)
         if magic != _MAGIC or len(message) != _HEADER.size + 2 * n_items + n_bytes + 14 * n_pairs:
-            raise ValueError(f"{len(message)} bytes beginning with {message[:4]!r}")  # noqa: EM102, TRY301
+            raise _Malformed(f"{len(message)} bytes beginning with {message[:4]!r}")  # noqa: EM102
         at = _HEADER.size
         lengths = np.frombuffer(message, np.uint16, n_items, at)
         at += 2 * n_items
@@ -72,8 +76,8 @@ def decode_deltas(message: bytes, index: ItemIndex) -> Deltas:
         after = np.frombuffer(message, np.uint32, n_pairs, at + 4 * n_pairs)
         weights = np.frombuffer(message, np.float16, 3 * n_pairs, at + 8 * n_pairs).reshape(-1, 3)
         if n_pairs and max(int(before.max()), int(after.max())) > n_items:
-            raise ValueError("a pair names an item outside the list")  # noqa: EM101, TRY301
-    except (ValueError, struct.error) as error:
+            raise _Malformed("a pair names an item outside the list")  # noqa: EM101
+    except (_Malformed, UnicodeDecodeError, struct.error) as error:
         what = "a message of shared transitions is unreadable"
         raise StateError(what, str(error), "check which program writes to the topic item-transitions") from error
     numbers: NDArray[np.int32] = np.zeros(n_items + 1, np.int32)

@@ -8,6 +8,7 @@ import numpy as np
 import orjson
 import torch
 
+from models.fusion import Fusion
 from models.network import Network, NetworkConfig
 from models.recommend import Recommender
 from models.serving import ServingModel
@@ -26,11 +27,13 @@ _ITEMS = 20
 
 def _version(cell: str) -> Version:
     config = NetworkConfig(items=_ITEMS + 1, cell="lstm" if cell == "lstm" else "gru", hidden=8, embedding=4)
-    torch.manual_seed(0)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        weights = Network(config).state_dict()
     vocabulary = ["", *(f"i{n}" for n in range(_ITEMS))]
     return Version(
-        name="v0000-00000001", number=0, fingerprint=1, config=config, vocabulary=vocabulary,
-        weights=Network(config).state_dict(), metrics={}, lineage={},
+        name="v0000-00000001", number=0, fingerprint=1, config=config, vocabulary=vocabulary, weights=weights,
+        metrics={}, lineage={},
     )  # fmt: skip
 
 
@@ -40,9 +43,9 @@ def warm_up() -> None:
         orjson.dumps({"user_id": f"u{n % 3}", "item_id": f"i{n % 5}", "timestamp": n}) for n in range(6)
     ]
     for cell in (None, "gru", "lstm"):
-        for exclude in ("seen", "none"):
+        for fused in (False, True):
             items = ItemIndex()
-            recommender = Recommender(items, k=5, exclude="seen" if exclude == "seen" else "none")
+            recommender = Recommender(items, k=5, exclude="seen", fusion=Fusion() if fused else None)
             if cell is not None:
                 recommender.swap(ServingModel.from_version(_version(cell)))
             partition = Partition(0, UserStore(Arena(recommender.state_size, 5), items))

@@ -2,9 +2,12 @@
 
 import asyncio
 import logging
+import os
 import sys
+import threading
+import time
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import faust
 import uvloop
@@ -15,7 +18,10 @@ from streams.settings import Settings
 from streams.topics import changelog_id, require_topics
 from streams.warmup import warm_up
 
+_CRASH_SECONDS: Final = 20.0
 _SWITCH_SECONDS: Final = 0.0005  # the event loop waits at most so long for the compute thread to yield the interpreter
+
+log = logging.getLogger(__name__)
 
 
 def run_worker(settings: Settings, index: int = 0) -> None:
@@ -38,13 +44,26 @@ def run_worker(settings: Settings, index: int = 0) -> None:
     worker_app = create_app(settings, index, changelog_id(settings))
     worker = faust.Worker(worker_app.app, loop=loop, loglevel="INFO", redirect_stdouts=False, quiet=True)
     logging.getLogger("aiokafka").setLevel(logging.WARNING)
+    threading.Thread(target=_end_after_crash, args=(worker_app.app,), daemon=True).start()
     worker.execute_from_commandline()
+
+
+def _end_after_crash(app: Any) -> None:
+    """End the process when a crashed worker does not get through its clean-up: its supervisor waits for that.
+
+    Without a broker, closing the clients can take minutes.
+    """
+    while not app.crashed:
+        time.sleep(1.0)
+    time.sleep(_CRASH_SECONDS)
+    log.critical("The crashed worker did not stop within %.0f s: ending the process", _CRASH_SECONDS)
+    logging.shutdown()
+    os._exit(1)
 
 
 def _prepare(directory: Path) -> None:
     try:
         directory.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise StateError(
-            f"cannot create {directory}", str(error), "set RECSTREAM_STATE_DIR (or --state-dir) to a writable directory"
-        ) from error
+        what, fix = f"cannot create {directory}", "set RECSTREAM_STATE_DIR (or --state-dir) to a writable directory"
+        raise StateError(what, str(error), fix) from error

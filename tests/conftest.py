@@ -63,41 +63,77 @@ def embedded_broker() -> Iterator[str]:
         yield broker.bootstrap
 
 
+class KafkaNode:
+    """One Apache Kafka node (KRaft) from the jars of KAFKA_HOME, which may be killed and started again on its data."""
+
+    def __init__(self, directory: Path) -> None:
+        home = os.environ.get("KAFKA_HOME", "")
+        if not home or not any(Path(home, "libs").glob("kafka*.jar")):
+            pytest.skip("KAFKA_HOME does not name a Kafka release (a directory with libs/*.jar)")
+        if shutil.which("java") is None:
+            pytest.skip("a real Kafka needs java 17 or newer on the path")
+        port, controller = _free_port(), _free_port()
+        self.bootstrap = f"127.0.0.1:{port}"
+        self._settings, self._output = directory / "server.properties", directory / "output.log"
+        self._settings.write_text(_KAFKA_SETTINGS.format(port=port, controller=controller, data=directory / "data"))
+        logging = directory / "log4j2.yaml"
+        logging.write_text(_KAFKA_LOGGING)
+        self._java = [
+            "java", "-Xms64m", "-Xmx768m", "-XX:+UseSerialGC",
+            f"-Dlog4j2.configurationFile={logging}", "-cp", f"{home}/libs/*",
+        ]  # fmt: skip
+        subprocess.run(
+            [
+                *self._java, "kafka.tools.StorageTool", "format", "--cluster-id", _CLUSTER_ID,
+                "--config", str(self._settings),
+            ],
+            check=True, stdout=subprocess.DEVNULL,
+        )  # fmt: skip
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        """Start and wait until it answers."""
+        with self._output.open("ab") as log:
+            self._process = subprocess.Popen([*self._java, "kafka.Kafka", str(self._settings)], stdout=log, stderr=log)
+        _wait_until_ready(self.bootstrap, self._process, self._output)
+
+    def kill(self) -> None:
+        """SIGKILL."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+
+    def stop(self) -> None:
+        """Stop it cleanly, or not when that takes long."""
+        if self._process is None:
+            return
+        self._process.terminate()
+        try:
+            self._process.wait(timeout=20)
+        except subprocess.TimeoutExpired:
+            self.kill()
+
+
 @pytest.fixture(scope="session")
 def kafka_broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """Bootstrap address of one Apache Kafka node (KRaft), started from the jars of KAFKA_HOME."""
-    home = os.environ.get("KAFKA_HOME", "")
-    if not home or not any(Path(home, "libs").glob("kafka*.jar")):
-        pytest.skip("KAFKA_HOME does not name a Kafka release (a directory with libs/*.jar)")
-    if shutil.which("java") is None:
-        pytest.skip("a real Kafka needs java 17 or newer on the path")
-    directory = tmp_path_factory.mktemp("kafka")
-    port, controller = _free_port(), _free_port()
-    settings, logging = directory / "server.properties", directory / "log4j2.yaml"
-    settings.write_text(_KAFKA_SETTINGS.format(port=port, controller=controller, data=directory / "data"))
-    logging.write_text(_KAFKA_LOGGING)
-    java = [
-        "java", "-Xms64m", "-Xmx768m", "-XX:+UseSerialGC",
-        f"-Dlog4j2.configurationFile={logging}", "-cp", f"{home}/libs/*",
-    ]  # fmt: skip
-    subprocess.run(
-        [*java, "kafka.tools.StorageTool", "format", "--cluster-id", _CLUSTER_ID, "--config", str(settings)],
-        check=True, stdout=subprocess.DEVNULL,
-    )  # fmt: skip
-    output = directory / "output.log"
-    with output.open("wb") as log:
-        process = subprocess.Popen([*java, "kafka.Kafka", str(settings)], stdout=log, stderr=log)
+    """Bootstrap address of one Apache Kafka node."""
+    node = KafkaNode(tmp_path_factory.mktemp("kafka"))
     try:
-        bootstrap = f"127.0.0.1:{port}"
-        _wait_until_ready(bootstrap, process, output)
-        yield bootstrap
+        node.start()
+        yield node.bootstrap
     finally:
-        process.terminate()
-        try:
-            process.wait(timeout=20)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+        node.stop()
+
+
+@pytest.fixture
+def kafka_node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[KafkaNode]:
+    """A running node of the test's own, to be killed."""
+    node = KafkaNode(tmp_path_factory.mktemp("kafka-node"))
+    try:
+        node.start()
+        yield node
+    finally:
+        node.stop()
 
 
 def _host_port(bootstrap: str) -> tuple[str, int]:

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 
+from models.fusion import Fusion
 from models.recommend import POPULARITY, Recommender
 from models.serving import ServingModel, gap_feature
 from state.arena import Arena
@@ -343,6 +344,24 @@ def test_popularity_is_tested_with_its_list_of_before_the_event_and_the_users_ow
         ranks.append(expected)
     assert max(ranks) == 4 or exclude == "seen"
     assert min(ranks) == 0
+
+
+def test_items_of_restored_histories_are_not_shown_before_something_names_them():
+    """A record holds hashes; a worker that restored it knows no ids of them, and the fused lists look at histories."""
+    before = Stream(exclude="none", fusion=Fusion())
+    before.send(*[("ann", f"i{n % 6}", VIEW, T0 + 1000 * n) for n in range(30)])
+    after = Stream(exclude="none", fusion=Fusion())
+    rows = before.arena.to_rows(before.arena.slots(["ann"]), before.recommender.items)
+    after.arena.load_rows(["ann"], rows, after.recommender.items)
+    assert after.recommender.items.ids[1] is None
+    after.next_offset = [0, 30, 0]
+    advanced = after.send(("ann", "new", VIEW, T0 + 10**6))
+    assert after.lists(advanced) == [["new"]]
+    assert advanced.scores[0, 1:].tolist() == [-np.inf] * 4
+    after.recommender.items.number("i4")  # the catalogue names it
+    advanced = after.send(("bob", "i3", VIEW, T0 + 10**6), ("ann", "new", VIEW, T0 + 2 * 10**6))
+    assert None not in after.lists(advanced)[1]
+    assert {"new", "i3", "i4"} == set(after.lists(advanced)[1])
 
 
 def test_an_empty_batch_does_nothing(gru):

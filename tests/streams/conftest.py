@@ -21,10 +21,10 @@ from streams.topics import create_topics, describe_topics
 def serving_model() -> Callable[..., ServingModel]:
     """A model of random weights over the items i0, i1, ..."""
 
-    def build(cell: str = "gru", hidden: int = 8, items: int = 20, seed: int = 0, fingerprint: int = 77) -> ServingModel:
-        config = NetworkConfig(
-            items=items + 1, cell="lstm" if cell == "lstm" else "gru", hidden=hidden, embedding=5
-        )
+    def build(
+        cell: str = "gru", hidden: int = 8, items: int = 20, seed: int = 0, fingerprint: int = 77
+    ) -> ServingModel:
+        config = NetworkConfig(items=items + 1, cell="lstm" if cell == "lstm" else "gru", hidden=hidden, embedding=5)
         with torch.random.fork_rng():
             torch.manual_seed(seed)
             network = Network(config)

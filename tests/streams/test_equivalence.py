@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 
+from models.fusion import Fusion
 from models.recommend import Recommender
 from state.arena import Arena
 from state.events import TOPICS, EventBatch
@@ -32,17 +33,19 @@ def states(partition):
 class Process:
     """One worker's life: recommender, item numbers and partition begin empty, state comes from the changelog."""
 
-    def __init__(self, model, changelog, **options):
-        self.recommender = Recommender(ItemIndex(), k=4, **options)
+    def __init__(self, model, changelog, fused=False, **options):
+        self.recommender = Recommender(ItemIndex(), k=4, fusion=Fusion() if fused else None, **options)
         if model is not None:
             self.recommender.swap(model)
-        self.partition = Partition(3, UserStore(Arena(self.recommender.state_size, 4, capacity=1), self.recommender.items))
+        self.partition = Partition(
+            3, UserStore(Arena(self.recommender.state_size, 4, capacity=1), self.recommender.items)
+        )
         self.compute = Compute(self.recommender, Metrics(), 65_536)
         assert _load_records([(self.partition, batch) for batch in changelog]) == 0
 
 
 class Worker:
-    """Delivers a sequence of (user, item, kind, time_ms) events as Kafka would; `changelog` and the log survive crashes.
+    """Delivers a sequence of (user, item, kind, time_ms) events as Kafka would; changelog and log survive crashes.
 
     The log holds the events of each topic at offsets of their own, with gaps as transactions leave them.
     """
@@ -106,7 +109,7 @@ def one_pass(events, model, **options):
 
 @st.composite
 def streams(draw):
-    """Events of several users: of all topics in event-time order (ties too), or of one topic with times in any order."""
+    """Events of several users: of all topics in event-time order, or of one topic with times in any order."""
     n = draw(st.integers(1, 90))
     rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
     users = [f"u{u}" for u in rng.integers(0, draw(st.integers(1, 5)), n)]
@@ -143,11 +146,14 @@ def models(serving_model):
 
 
 @pytest.mark.parametrize("name", ["none", "gru", "odd", "lstm"])
-@given(events=streams(), plan=steps, latest=st.booleans(), exclude=st.sampled_from(["auto", "none", "purchased", "seen"]))
+@pytest.mark.parametrize("fused", [False, True])
+@given(
+    events=streams(), plan=steps, latest=st.booleans(), exclude=st.sampled_from(["auto", "none", "purchased", "seen"])
+)
 @settings(max_examples=80, deadline=None, derandomize=True)
-def test_state_is_that_of_one_pass(models, record_batch, read_records, name, events, plan, latest, exclude):
-    """Every field of every user's record, bit for bit: batch splits, redelivery, partial flushes, lost commits, crashes."""
-    worker = Worker(events, models[name], record_batch, read_records, latest_only=latest, exclude=exclude)
+def test_state_is_that_of_one_pass(models, record_batch, read_records, name, fused, events, plan, latest, exclude):
+    """Every user's record, bit for bit: batch splits, redelivery, partial flushes, lost commits, crashes."""
+    worker = Worker(events, models[name], record_batch, read_records, latest_only=latest, exclude=exclude, fused=fused)
     for step, first, second in plan:
         if step == "crash":
             worker.flush(commit=False, keep=second)
@@ -190,7 +196,10 @@ def test_each_topic_may_be_redelivered_from_a_place_of_its_own(models, record_ba
 
 def test_a_users_state_does_not_depend_on_the_other_users(models, record_batch, read_records):
     rng = np.random.default_rng(12)
-    events = [(f"u{u}", f"i{i}", 1, T0 + n) for n, (u, i) in enumerate(zip(rng.integers(0, 7, 400), rng.integers(0, 20, 400), strict=True))]
+    events = [
+        (f"u{u}", f"i{i}", 1, T0 + n)
+        for n, (u, i) in enumerate(zip(rng.integers(0, 7, 400), rng.integers(0, 20, 400), strict=True))
+    ]
     together = one_pass(events, models["gru"])
     separate = {}
     log = Worker(events, models["gru"], record_batch, read_records).events

@@ -165,12 +165,12 @@ class Load:
 class Worker:
     """One `recstream worker` process."""
 
-    def __init__(self, cluster: "Cluster", name: str, env: dict[str, str]) -> None:
+    def __init__(self, cluster: "Cluster", name: str, command: Sequence[str], env: dict[str, str]) -> None:
         self.port = free_port()
         self.log = cluster.directory / f"{name}.log"
         self._output = self.log.open("ab")
         self._child = Child(
-            [sys.executable, "-m", "streams.cli", "worker"],
+            [sys.executable, *command],
             {**cluster.environment(), "RECSTREAM_HTTP_PORT": str(self.port), **env},
             self._output,
             grace_seconds=20,
@@ -221,9 +221,21 @@ class Worker:
 
     def ready(self) -> bool:
         """Whether it says it is ready."""
-        with suppress(OSError), urllib.request.urlopen(f"http://127.0.0.1:{self.port}/health/ready", timeout=2) as reply:
+        with (
+            suppress(OSError),
+            urllib.request.urlopen(f"http://127.0.0.1:{self.port}/health/ready", timeout=2) as reply,
+        ):
             return bool(reply.status == 200)
         return False
+
+    def held(self) -> list[int]:
+        """The partitions it holds, none while it is not ready."""
+        with (
+            suppress(OSError),
+            urllib.request.urlopen(f"http://127.0.0.1:{self.port}/health/ready", timeout=2) as reply,
+        ):
+            return list(orjson.loads(reply.read())["partitions"])
+        return []
 
     def wait_ready(self, seconds: float = 60) -> "Worker":
         """Wait until it is ready."""
@@ -302,11 +314,10 @@ class Cluster:
                 names = [name for name in names if name in left]
                 time.sleep(0.1)
 
-    def worker(self, name: str = "", **env: str) -> Worker:
+    def worker(self, command: Sequence[str] = ("-m", "streams.cli", "worker"), **settings: str) -> Worker:
         """Start a worker; keyword arguments are settings (`top_k="3"`)."""
-        number = len(self.workers)
-        values = {f"RECSTREAM_{key.upper()}": value for key, value in env.items()}
-        worker = Worker(self, name or f"worker{number}", values)
+        values = {f"RECSTREAM_{key.upper()}": value for key, value in settings.items()}
+        worker = Worker(self, f"worker{len(self.workers)}", command, values)
         self.workers.append(worker)
         return worker
 

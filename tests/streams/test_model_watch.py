@@ -1,0 +1,188 @@
+import json
+import logging
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from models.network import Network, NetworkConfig
+from models.recommend import Recommender
+from models.registry import Registry, VersionRefused
+from state.arena import Arena
+from state.items import ItemIndex
+from state.store import UserStore
+from streams.metrics import Metrics
+from streams.model_watch import ModelWatch, load_serving
+from streams.partition import Partition
+from streams.pipeline import Pipeline
+from streams.settings import load_settings
+
+T0 = 1_700_000_000_000
+
+
+class Watched:
+    """A watch on a registry in a directory, beside a pipeline that was never started."""
+
+    def __init__(self, directory):
+        self.directory = Path(directory, "registry")
+        settings = load_settings(registry=str(self.directory), state_dir=Path(directory, "state"))
+        self.metrics, self.recommender = Metrics(), Recommender(ItemIndex(), k=3, exclude="none")
+        self.pipeline = Pipeline(settings, self.recommender, self.metrics)
+        self.watch = ModelWatch(settings, self.pipeline, self.metrics)
+        self.partition = Partition(0, UserStore(Arena(0, settings.top_k), self.recommender.items))
+        self.partition.store.arena.recs = np.zeros((1024, 3), np.int32)
+        self.offset = 0
+
+    def publish(self, seed, items=12, cell="gru", **options):
+        torch.manual_seed(seed)
+        network = Network(NetworkConfig(items=items + 1, cell=cell, hidden=8, embedding=4))
+        nn.init.normal_(network.item_embedding.weight)
+        words = ["", *(f"i{n}" for n in range(items))]
+        return Registry(self.directory).publish(network, words, {"ndcg": 0.1}, {"seed": seed}, **options)
+
+    def sample(self, name, **labels):
+        return self.metrics.registry.get_sample_value(f"recstream_{name}", labels)
+
+    def serve(self, record_batch):
+        """One event through the pipeline's own compute stage: the version that answered it."""
+        self.offset += 1
+        before = len(self.pipeline._compute._noted)
+        self.pipeline._compute.round(
+            self.partition, [record_batch("clicks", [("ann", "i1", self.offset, T0 + self.offset)])]
+        )
+        (note,) = self.pipeline._compute._noted[before:]
+        assert len(note.advanced.items) == 1
+        return note.advanced.model_version
+
+
+@pytest.fixture
+def watched(tmp_path):
+    watched = Watched(tmp_path)
+    yield watched
+    watched.pipeline._thread.shutdown()
+
+
+async def test_without_a_registry_nothing_is_served_and_nothing_fails(watched, record_batch):
+    await watched.watch.look()
+    assert watched.serve(record_batch) == "popularity"
+    assert watched.sample("model_refused_total") == 0
+
+
+async def test_versions_are_served_as_they_are_promoted_forth_and_back(watched, record_batch):
+    first = watched.publish(1)
+    await watched.watch.look()
+    assert watched.serve(record_batch) == first
+    candidate = watched.publish(2, promote=False)
+    await watched.watch.look()
+    assert watched.serve(record_batch) == first
+    Registry(watched.directory).promote(candidate)
+    await watched.watch.look()
+    assert watched.serve(record_batch) == candidate
+    Registry(watched.directory).promote(first)
+    await watched.watch.look()
+    assert watched.serve(record_batch) == first
+    assert watched.sample("model_swaps_total") == 3
+    assert watched.sample("model_number") == 1
+    assert watched.sample("model_info", version=first, cell="gru", items="12") == 1
+
+
+async def test_a_version_that_is_served_is_not_loaded_again(watched):
+    watched.publish(1)
+    await watched.watch.look()
+    model = watched.recommender.model
+    await watched.watch.look()
+    assert watched.recommender.model is model
+    assert watched.sample("model_swaps_total") == 1
+
+
+async def test_another_cell_and_a_larger_catalogue_are_swapped_in_between_two_events(watched, record_batch):
+    watched.publish(1)
+    await watched.watch.look()
+    watched.serve(record_batch)
+    bigger = watched.publish(2, items=40, cell="lstm")
+    await watched.watch.look()
+    assert watched.serve(record_batch) == bigger
+    watched.pipeline._compute.publish()
+    assert watched.sample("rehydrations_total") == 1
+    assert watched.sample("model_info", version=bigger, cell="lstm", items="40") == 1
+
+
+def flip_a_byte(version):
+    path = version / "weights.safetensors"
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+def cut_short(version):
+    path = version / "weights.safetensors"
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+def lose_the_vocabulary(version):
+    (version / "vocabulary.json").unlink()
+
+
+def change_the_configuration(version):
+    path = version / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "hidden": 16}))
+
+
+def lose_everything(version):
+    shutil.rmtree(version)
+
+
+DAMAGES = [flip_a_byte, cut_short, lose_the_vocabulary, change_the_configuration, lose_everything]
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+async def test_a_damaged_version_is_refused_and_counted_and_serving_goes_on(watched, record_batch, damage, caplog):
+    good = watched.publish(1)
+    await watched.watch.look()
+    bad = watched.publish(2)
+    damage(watched.directory / bad)
+    with caplog.at_level(logging.ERROR, logger="streams.model_watch"):
+        for _ in range(3):
+            await watched.watch.look()
+    assert watched.serve(record_batch) == good
+    assert watched.sample("model_refused_total") == 1
+    assert watched.sample("model_swaps_total") == 1
+    assert watched.sample("model_info", version=good, cell="gru", items="12") == 1
+    assert len(caplog.records) == 1
+    assert good in caplog.text
+    with pytest.raises(VersionRefused):
+        load_serving(Registry(watched.directory), bad)
+    better = watched.publish(3)
+    await watched.watch.look()
+    assert watched.serve(record_batch) == better
+
+
+@pytest.mark.parametrize("pointer", ["v9999-00000001", "../elsewhere", "", "nonsense\n"])
+async def test_a_pointer_to_nothing_is_refused_and_serving_goes_on(watched, record_batch, pointer):
+    good = watched.publish(1)
+    await watched.watch.look()
+    (watched.directory / "CURRENT").write_text(pointer)
+    await watched.watch.look()
+    assert watched.serve(record_batch) == good
+    assert watched.sample("model_swaps_total") == 1
+
+
+async def test_a_refused_version_that_was_repaired_is_served_after_a_while(watched, record_batch, monkeypatch):
+    watched.publish(1)
+    await watched.watch.look()
+    bad = watched.publish(2)
+    weights = watched.directory / bad / "weights.safetensors"
+    whole = weights.read_bytes()
+    weights.write_bytes(whole[:-1])
+    await watched.watch.look()
+    weights.write_bytes(whole)
+    await watched.watch.look()
+    assert watched.serve(record_batch) != bad
+    monkeypatch.setattr("streams.model_watch._RETRY_SECONDS", 0.0)
+    watched.watch._retry_at = 0.0
+    await watched.watch.look()
+    assert watched.serve(record_batch) == bad
+    assert watched.sample("model_refused_total") == 1
