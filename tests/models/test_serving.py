@@ -26,7 +26,7 @@ def test_the_gap_feature_is_the_networks():
 
 @pytest.mark.parametrize(("cell", "hidden", "embedding"), SHAPES)
 def test_steps_and_scores_are_the_networks_over_whole_sequences(build_version, cell, hidden, embedding):
-    """Hidden vectors within 1e-2 and scores within 2e-2 of their size: each step rounds to 11 bits, 60 steps."""
+    """Hidden vectors within 2e-3 and scores within 5e-3 of the largest: each step rounds to 11 bits, 60 steps."""
     network, version = build_version(cell, hidden, embedding)
     model = ServingModel.from_version(version)
     users, steps = 3, 60
@@ -49,10 +49,10 @@ def test_steps_and_scores_are_the_networks_over_whole_sequences(build_version, c
     after = model.steps(state, user, items[order], kinds[order], gap_feature(gaps[order]))
     got = np.empty((users * steps, hidden), np.float32)
     got[order] = after
-    assert np.abs(got.reshape(users, steps, hidden) - outputs.numpy()).max() < 1e-2
-    assert np.abs(state - end.numpy()).max() < 1e-2 * max(1.0, np.abs(end.numpy()).max())
+    assert np.abs(got.reshape(users, steps, hidden) - outputs.numpy()).max() < 2e-3
+    assert np.abs(state - end.numpy()).max() < 2e-3 * max(1.0, np.abs(end.numpy()).max())
     scores = model.scores(got).reshape(expected_scores.shape)
-    assert np.allclose(scores[..., 1:], expected_scores[..., 1:], atol=2e-2 * np.abs(expected_scores[..., 1:]).max())
+    assert np.allclose(scores[..., 1:], expected_scores[..., 1:], atol=5e-3 * np.abs(expected_scores[..., 1:]).max())
 
 
 @pytest.mark.parametrize(("cell", "hidden", "embedding"), SHAPES)
