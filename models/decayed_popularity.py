@@ -36,6 +36,7 @@ class DecayedPopularity:
         self._seen = 1  # numbers below this one may have a weight
         self._since_sort = 0
         self._sorted: NDArray[np.int32] = np.zeros(0, np.int32)
+        self._shares: NDArray[np.float32] = np.zeros(0, np.float32)
         self.place_of = np.full(1024, np.iinfo(np.int32).max, np.int32)
         self._sorted_for = -1
 
@@ -62,15 +63,19 @@ class DecayedPopularity:
         self._since_sort += len(items)
 
     def top(self, count: int) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
-        """The best `count` item numbers (fewer while fewer are known) and their shares of all events, best first."""
+        """The best `count` item numbers (fewer while fewer are known) and their shares of all events, best first.
+
+        Both are as of the last sorting; they are sorted anew after (items / 64) events.
+        """
         if self._since_sort * _REFRESH_SHARE >= self._seen or count != self._sorted_for:
             weights = self._weights[: self._seen]
             order = np.argsort(-weights, kind="stable") if self._seen <= 4 * count else _partial_sort(weights, count)
             self.place_of[self._sorted] = np.iinfo(np.int32).max
             self._sorted = order[weights[order] > 0][:count].astype(np.int32)
             self.place_of[self._sorted] = np.arange(len(self._sorted), dtype=np.int32)
+            self._shares = (self._weights[self._sorted] / max(self._total, 1e-300)).astype(np.float32)
             self._since_sort, self._sorted_for = 0, count
-        return self._sorted, (self._weights[self._sorted] / max(self._total, 1e-300)).astype(np.float32)
+        return self._sorted, self._shares
 
     def places(self, items: NDArray[np.int32]) -> NDArray[np.int32]:
         """Place of each item, any shape, in the list `top` last returned: 0 = best, a huge number when not in it."""

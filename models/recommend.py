@@ -163,7 +163,7 @@ class Recommender:
         if len(self._scratch) < arena.capacity:
             self._scratch = np.zeros(arena.capacity, np.int32)
         policy = self._policy()
-        seconds = np.clip(times_ms // 1000, 0, _MAX_SECONDS)
+        seconds = np.minimum(np.maximum(times_ms // 1000, 0), _MAX_SECONDS)  # np.clip takes 8 us more
         if self.fusion is not None:
             histories, previous = histories_before(arena, slots, numbers, kinds, seconds, self._scratch)
         popular, shares = self.popularity.top(self.k + RING + len(self._blocked_numbers))
