@@ -22,10 +22,12 @@ from benchmarks.harness.program import OUT, Json, Out, conclude, run
 from benchmarks.harness.report import console, save, table
 
 OURS = "recstream"
-PREFIX = {OURS: 1.0, "bare_loop": 1.0, "quix": 0.5, "plain_faust": 0.05}  # share of the log each answers in one run
-REPEATED = (OURS, "bare_loop", "quix")
+FUSED = "recstream_fused"
+PREFIX = {OURS: 1.0, FUSED: 1.0, "bare_loop": 1.0, "quix": 0.5, "plain_faust": 0.05}  # share of the log each answers in one run
+REPEATED = (OURS, FUSED, "bare_loop", "quix")
 TITLES = {
     OURS: "recstream\nGRU(128), changelog",
+    FUSED: "recstream, everything on\nGRU(128), changelog",
     "bare_loop": "bare aiokafka loop\nGRU(128), state in memory",
     "quix": "Quix Streams\nno model, changelog",
     "plain_faust": "plain Faust\nGRU(128), changelog",
@@ -37,7 +39,7 @@ def main(
     users: Annotated[int, typer.Option(min=1, help="users in the log")] = 20_000,
     repeats: Annotated[int, typer.Option(min=1, help="runs of each quick contender; the median counts")] = 3,
     skip: Annotated[
-        list[str] | None, typer.Option(help="contenders to leave out: bare_loop, quix, plain_faust")
+        list[str] | None, typer.Option(help="contenders to leave out: recstream_fused, bare_loop, quix, plain_faust")
     ] = None,
     out: Out = OUT,
     json: Json = False,
@@ -104,6 +106,8 @@ def _result(
         "vs_plain_faust": ratio("plain_faust"),
         "vs_bare_loop": ratio("bare_loop"),
         "vs_quix": ratio("quix"),
+        "fused_events_per_second": round(speed[FUSED]) if FUSED in speed else None,
+        "fused_vs_neural": round(speed[FUSED] / ours, 3) if ours and FUSED in speed else None,
         "contenders": {
             name: {
                 "events_per_second": round(speed[name]),

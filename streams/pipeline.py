@@ -328,7 +328,7 @@ class Pipeline(Service):  # type: ignore[misc]
         arena = Arena(self.recommender.state_size, self.settings.top_k)
         cold = None if self._cold is None else self._cold.partition(number)
         limit = self.settings.max_resident_users // max(held, 1) or None
-        return Partition(number, UserStore(arena, self.recommender.items, cold, limit if cold else None))
+        return Partition(number, UserStore(arena, self.recommender.items, cold, limit if cold is not None else None))
 
     def _count_state(self) -> None:
         stores = [partition.store for partition in self.partitions.values()]

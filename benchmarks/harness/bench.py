@@ -100,7 +100,8 @@ def bench() -> Iterator[Bench]:
 
 ContenderOf = Callable[[Place, str], Contender]
 CONTENDERS: dict[str, ContenderOf] = {
-    "recstream": contenders.recstream,
+    "recstream": contenders.recstream_neural,
+    "recstream_fused": contenders.recstream_fused,
     "bare_loop": contenders.bare_loop,
     "quix": contenders.quix_app,
     "plain_faust": contenders.plain_faust,

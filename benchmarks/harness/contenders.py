@@ -61,6 +61,16 @@ def recstream(place: Place, run: str, state: Path | None = None, **settings: str
     return Contender("recstream", title, WORKER, RECOMMENDATIONS, named, port)
 
 
+def recstream_neural(place: Place, run: str) -> Contender:
+    """The worker ranking by the model alone, as every other contender does."""
+    return recstream(place, f"neural-{run}", fusion="false")
+
+
+def recstream_fused(place: Place, run: str) -> Contender:
+    """The worker as it ships: transition memory, fusion and live weights on top of the model."""
+    return recstream(place, f"fused-{run}", fusion="true")
+
+
 def baseline(name: str, title: str, place: Place, run: str, python: str = sys.executable) -> Contender:
     """A program of `benchmarks.baselines`; its output topic is named after the run."""
     output = f"out-{name}-{run}"

@@ -1,4 +1,4 @@
-"""End-to-end helpers: a cluster with the contract's topics, event logs with fixed offsets, and real worker processes."""
+"""End-to-end helpers: a cluster with the contract's topics, event logs of known offsets, and real worker processes."""
 
 import asyncio
 import os
@@ -69,8 +69,8 @@ def partition_of(key: bytes) -> int:
 def event_log(count: int, users: int, items: int, seed: int, start_ms: int | None = None) -> list[Record]:
     """Events of one hour, oldest first; all of one user's on one topic.
 
-    Kafka orders records within a topic-partition only, so the order in which one user's events of two topics are applied
-    may differ between two runs, and with it the state.
+    Kafka orders records within a topic-partition only, so the order in which one user's events of two topics are
+    applied may differ between two runs, and with it the state.
     """
     random = np.random.default_rng(seed)
     begin = int(time.time() * 1000) - 3_600_000 if start_ms is None else start_ms
