@@ -10,7 +10,6 @@ Letters: C items the arrays have room for, N candidates, F features, X length of
 
 from typing import Final, NamedTuple
 
-import numba as nb
 import numpy as np
 from numpy.typing import NDArray
 
@@ -48,7 +47,7 @@ _COLUMNS: Final = 1040  # 65 cache lines: rows of a power of two would all fall 
 _ROWS_READ: Final = 10  # the user's last items whose successors are candidates
 _NEAR: Final = 5
 _HOPS: Final = 10  # strongest successors followed, and successors of each read
-_SMOOTHING: Final = np.float32(5.0)  # events of popularity mixed into a row: 2 to 20 do equally well
+_SMOOTHING: Final = np.float32(20.0)  # events of popularity mixed into a row: 2 to 20 do equally well
 _SHIFT: Final = np.float32(8.0)  # centres logarithms of probabilities near 0; cancels in the softmax
 _OWN_ITEMS: Final = 50
 
@@ -106,7 +105,7 @@ def fast_log(x: np.float32) -> np.float32:
 
 @jit  # type: ignore[untyped-decorator]
 def fast_exp(x: np.float32) -> np.float32:
-    """exp of a number not above 0, within 1e-4 of it, in a form that vectorises."""
+    """Exp of a number not above 0, within 1e-4 of it, in a form that vectorises."""
     y = max(x, np.float32(-80.0)) * np.float32(1.44269504)
     whole = np.floor(y)
     f = y - whole

@@ -110,6 +110,11 @@ class Candidate:
     expired: int
     lineage: dict[str, Any]
 
+    @property
+    def finite(self) -> bool:
+        """Whether every weight is a finite number."""
+        return all(bool(torch.isfinite(part).all()) for part in self.network.state_dict().values())
+
 
 def fine_tune(
     parent: Version | None,
@@ -119,6 +124,8 @@ def fine_tune(
     progress: Callable[[Step], bool | None] | None = None,
     device: str = "cpu",
     checkpoint: Path | None = None,
+    *,
+    anew: bool = False,
 ) -> Candidate | None:
     """Train a candidate on a sample.
 
@@ -130,6 +137,7 @@ def fine_tune(
         progress: Called after each batch; True stops, and what is done stays in the checkpoint.
         device: Where to train.
         checkpoint: A file to resume from and to keep up to date; one of another pass is ignored.
+        anew: Fit from nothing although there is a parent; it is still the one the candidate will be judged against.
 
     Returns:
         The candidate, None when `progress` stopped it.
@@ -138,8 +146,9 @@ def fine_tune(
         RecstreamError: The sample has too few events to train on.
     """
     settings = settings or FineTuneSettings()
+    rival, parent = parent, None if anew else parent
     growth = grow(parent.vocabulary if parent else [""], sample, settings.vocabulary)
-    source, learn = training_part(sample, growth, settings)
+    source, learn = training_part(sample, growth, settings, rival)
     targets = int((learn & (source.items > 0)).sum())
     if targets < FEWEST_EVENTS:
         what = f"The sample has {targets} events to learn, at least {FEWEST_EVENTS} are needed"
@@ -148,13 +157,13 @@ def fine_tune(
     network = _start(parent, growth, sample, counts, settings, seed).to(device)
     epochs, training = (settings.epochs, settings.training) if parent else (settings.first_epochs, settings.first)
     trainer = Trainer(network, counts, epochs, seed, training)
-    course = _Course(trainer, epochs, checkpoint, fingerprint(parent, sample, settings, seed), progress)
+    course = _Course(trainer, epochs, checkpoint, fingerprint(rival, anew, sample, settings, seed), progress)
     losses = course.run(source, learn, settings.checkpoint_batches)
     if losses is None:
         return None
     lineage = {
-        "origin": "fine-tuning" if parent else "first fit from the stream",
-        "parent": parent.name if parent else None,
+        "origin": "fine-tuned" if parent else "fitted anew" if rival else "first fit",
+        "parent": rival.name if rival else None,
         "events": targets,
         "recent_events": int((sample.recent & sample.learn).sum()),
         "users": source.users,
@@ -174,10 +183,10 @@ def gate(
     candidate: Candidate, parent: Version | None, sample: Sample, settings: FineTuneSettings, seed: int = 0
 ) -> Verdict:
     """Judge a candidate against its parent on the slice neither was trained on; without a parent against popularity."""
-    if not all(bool(torch.isfinite(part).all()) for part in candidate.network.state_dict().values()):
+    if not candidate.finite:
         empty = judge(np.zeros(0), np.zeros(0), np.zeros(0, np.int64), settings.gate, seed)
         return replace(empty, promoted=False, reasons=("training diverged: a weight is not finite",))
-    held = held_out(sample, settings)
+    held = held_out(sample, settings, parent)
     mine, wanted = _judged(sample, candidate.vocabulary, held)
     events = followers(mine, wanted)
     users = np.searchsorted(mine.starts, events, side="right") - 1
@@ -186,21 +195,40 @@ def gate(
         theirs, _ = _judged(sample, parent.vocabulary, held)
         return judge(ranks, ranks_of(parent.network(), theirs, wanted), users, settings.gate, seed, parent.name)
     growth = grow([""], sample, settings.vocabulary)
-    source, _ = training_part(sample, growth, settings)
+    source, _ = training_part(sample, growth, settings, None)
     found = np.full(len(mine), np.inf)
     judged = followers(mine, wanted & (mine.items > 0))
     found[judged] = popularity_ranks(source.counts(len(candidate.vocabulary)), mine, wanted)
-    return judge(ranks, found[events], users, settings.gate, seed, "popularity")
+    return judge(ranks, found[events], users, settings.gate, seed)
 
 
-def held_out(sample: Sample, settings: FineTuneSettings) -> NDArray[np.bool_]:
-    """The newest events of the recent window by time, ties by arrival: (N,), at most half of what can be learnt."""
+def held_out(sample: Sample, settings: FineTuneSettings, parent: Version | None) -> NDArray[np.bool_]:
+    """What the gate judges on: the newest events by time, ties by arrival, that the parent was not trained on (N,).
+
+    At most half of those events, so that there is something new to learn.
+    """
     recent = np.flatnonzero(sample.recent)
-    size = min(int(settings.held_out * len(recent)), settings.held_out_most, int(sample.learn.sum()) // 2)
+    if parent is not None:
+        recent = recent[_unseen(sample, recent, parent)]
+    size = min(int(settings.held_out * int(sample.recent.sum())), settings.held_out_most, len(recent) // 2)
     held = np.zeros(len(sample), np.bool_)
     newest = np.argsort(sample.times_ms[recent], kind="stable")[len(recent) - size :]
     held[recent[newest]] = True
     return held
+
+
+def unseen(sample: Sample, parent: Version | None) -> int:
+    """How many recent events the parent was not trained on."""
+    recent = np.flatnonzero(sample.recent)
+    return len(recent) if parent is None else int(_unseen(sample, recent, parent).sum())
+
+
+def _unseen(sample: Sample, recent: NDArray[np.int64], parent: Version) -> NDArray[np.bool_]:
+    if "seen" in parent.lineage:  # made from this log: what arrived after its sample is new to it
+        arrival = sample.seen - len(recent) + np.arange(len(recent))
+        return arrival >= int(parent.lineage["seen"])
+    newer: NDArray[np.bool_] = sample.times_ms[recent] > int(parent.lineage.get("newest_ms", -1))
+    return newer
 
 
 def histories_of(
@@ -217,9 +245,11 @@ def histories_of(
     return source, order
 
 
-def training_part(sample: Sample, growth: Growth, settings: FineTuneSettings) -> tuple[Histories, NDArray[np.bool_]]:
+def training_part(
+    sample: Sample, growth: Growth, settings: FineTuneSettings, parent: Version | None
+) -> tuple[Histories, NDArray[np.bool_]]:
     """Histories without the held-out slice and whatever is as new, and which of their events to learn (M,)."""
-    held = held_out(sample, settings)
+    held = held_out(sample, settings, parent)
     keep = ~held
     if held.any():
         keep &= sample.times_ms <= int(sample.times_ms[held].min())
@@ -229,10 +259,11 @@ def training_part(sample: Sample, growth: Growth, settings: FineTuneSettings) ->
     return source, learn
 
 
-def fingerprint(parent: Version | None, sample: Sample, settings: FineTuneSettings, seed: int) -> str:
+def fingerprint(parent: Version | None, anew: bool, sample: Sample, settings: FineTuneSettings, seed: int) -> str:
     """What a checkpoint belongs to: everything that decides the result of a pass."""
     head = {
         "parent": parent.name if parent else None,
+        "anew": anew,
         "seen": sample.seen,
         "offsets": dict(sample.offsets),
         "seeds": [seed, sample.seed],

@@ -1,7 +1,7 @@
 """Lists from everything that is known: the transition memory, popularity, the user's own items and the neural scores.
 
-`models.fusion` does the work event by event; this brings it the neural scores a block at a time, so that a block's score
-matrices stay in the L2 cache between the product and the kernel that reads them.
+`models.fusion` does the work event by event; this brings it the neural scores a block at a time, so that a block's
+score matrices stay in the L2 cache between the product and the kernel that reads them.
 
 Letters: E events, H hidden width, V rows of the model, K recommendations, T neural candidates.
 """
@@ -19,7 +19,7 @@ from models.topk import top_k
 NEURAL_CANDIDATES: Final = 32  # T: the fused order rarely takes an item from further down
 _BLOCK_SCORES: Final = 1 << 17  # two matrices of so many scores at once: 1 MiB
 _NAMES: Final = {EXCLUDE_NONE: "none", EXCLUDE_SEEN: "seen", EXCLUDE_PURCHASED: "purchased"}
-_NOTHING: Final = np.zeros((0, 0), np.int32)
+_NOTHING_EXCLUDED: Final = np.zeros((2 * _BLOCK_SCORES, 0), np.int32)  # no bytes: rows without entries
 
 
 def rank_fused(
@@ -58,8 +58,11 @@ def rank_fused(
     for start in range(0, n, rows):
         at = slice(start, start + rows)
         tested = np.ones(len(items[at]), np.bool_) if test_all else fusion.tests(len(items[at]))
-        scores_after, scores_before = model.scores(after[at]), model.scores(before[at][tested])
-        neural = NeuralScores(scores_after, _best(scores_after), scores_before, _best(scores_before))
+        count = len(items[at])
+        # One product and one pass for both: small batches pay for calls, not for arithmetic.
+        scores = model.scores(np.concatenate([after[at], before[at][tested]]))
+        best, _ = top_k(scores, _NOTHING_EXCLUDED[: len(scores)], NEURAL_CANDIDATES)
+        neural = NeuralScores(scores[:count], best[:count], scores[count:], best[count:])
         past = Histories(histories.items[at], histories.kinds[at], histories.seconds[at], histories.lengths[at])
         parts.append(
             fusion.process(
@@ -74,8 +77,3 @@ def rank_fused(
         np.concatenate([part.scores for part in parts]) if parts else np.zeros((0, k), np.float32),
         np.concatenate([part.ranks for part in parts]) if parts else np.zeros(0, np.float32),
     )
-
-
-def _best(scores: NDArray[np.float32]) -> NDArray[np.int32]:
-    rows, _ = top_k(scores, np.zeros((len(scores), 0), np.int32), NEURAL_CANDIDATES)
-    return rows

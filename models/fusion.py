@@ -16,7 +16,6 @@ Duchi, Hazan, Singer, "Adaptive subgradient methods", JMLR 2011.
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
 
-import numba as nb
 import numpy as np
 from numpy.typing import NDArray
 
@@ -35,12 +34,15 @@ from models.candidates import (
     workspace,
 )
 from models.popularity import Popularity, PopularityArrays, grown, jit, note
-from models.transitions import Transitions, TransitionArrays, learn_event
+from models.transitions import Deltas, TransitionArrays, Transitions, learn_event
 
-_RATE: Final = np.float32(0.05)  # 0.02 to 0.1 do equally well
+_RATE: Final = np.float32(0.15)  # of the weights shared by all situations; 0.1 to 0.2 do equally well
+_RATE_CHOSEN: Final = np.float32(0.02)  # of those of one situation: seldom right by much, so they learn with care
 _CAUTION: Final = 1e-2  # first value of the squared gradient sums
-_LEARN_ALL: Final = 1 << 15  # events whose every outcome moves the weights; later one in `_LEARN_ONE_IN` does
-_LEARN_ONE_IN: Final = 2
+_LEARN_ALL: Final = 1 << 16  # events whose every outcome moves the weights; later one in `_LEARN_ONE_IN` does
+_LEARN_ONE_IN: Final = 4
+_AFTER_SWAP: Final = 0.25  # of the squared gradients is kept at a new model version: its weights move twice as fast
+_VERSIONS_KEPT: Final = 8  # whose neural weights are remembered, for a rollback
 EXCLUDE: Final = {"none": 0, "seen": 1, "purchased": 2}
 _PURCHASE: Final = 2
 _NO_SCORES: Final = np.zeros((0, 0), np.float32)
@@ -184,8 +186,9 @@ def _adapt(
         if g != 0:
             for s in range(SELECTORS):
                 row = chosen[s]
+                rate = _RATE if s == 0 else _RATE_CHOSEN
                 squares[row, f] += g * g
-                values[row, f] += _RATE * g / np.sqrt(squares[row, f])
+                values[row, f] += rate * g / np.sqrt(squares[row, f])
 
 
 @jit  # type: ignore[untyped-decorator]
@@ -327,10 +330,12 @@ class Fusion:
         if fingerprint != self.model:
             if self.model:
                 self._neural_of[self.model] = self.weights.values[:, neural].copy()
+                if len(self._neural_of) > _VERSIONS_KEPT:
+                    del self._neural_of[next(iter(self._neural_of))]
             known = self._neural_of.get(fingerprint)
             if known is not None:
                 self.weights.values[:, neural] = known
-            self.weights.squares[:, neural] = _CAUTION
+            self.weights.squares[:, neural] *= _AFTER_SWAP
         self.model = fingerprint
         self._number_of = np.ascontiguousarray(number_of_row, np.int32).copy()
         self._number_of[0] = 0
@@ -361,6 +366,20 @@ class Fusion:
         if len(items):
             self.reserve(int(items.max()) + 1)
             self._blocked[items] = blocked
+
+    def merge(self, deltas: Deltas) -> None:
+        """Add what another process learnt: transitions, and the popularity of the items they lead to.
+
+        Every event counts as one adjacent transition of its item, from the item before it or from the start.
+        """
+        if not len(deltas.after):
+            return
+        self.reserve(int(max(deltas.before.max(), deltas.after.max())) + 1)
+        self.transitions.merge(deltas)
+        items, which = np.unique(deltas.after, return_inverse=True)
+        times = np.bincount(which, deltas.weights[:, 1], len(items)).astype(np.float32)
+        counted = (items > 0) & (times > 0)
+        self.popularity.learn(items[counted], times[counted])
 
     def tests(self, events: int) -> NDArray[np.bool_]:
         """Which of the next ``events`` events the weights will learn from: before-scores are wanted for these (E,)."""

@@ -27,15 +27,14 @@ class GateSettings:
         least_margin: The same in NDCG@10 itself, for serving models that hardly rank anything.
         risk: Promoted while the resampled probability of losing more than the margin is at most this.
         resamples: Bootstrap resamples.
-        fewest_events: Judged on fewer, the gate cannot tell and promotes a candidate that is finite: a stream that has
-            only begun must not wait.
+        fewest_events: On fewer the gate cannot tell: a first model may serve, the model being served is kept.
     """
 
     margin: float = 0.05
     least_margin: float = 0.002
     risk: float = 0.5
     resamples: int = 1_000
-    fewest_events: int = 100
+    fewest_events: int = 50
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +111,7 @@ def judge(
     users: NDArray[np.int64],
     settings: GateSettings,
     seed: int,
-    name: str = "the serving model",
+    name: str = "",
 ) -> Verdict:
     """Compare a candidate with its rival, event by event.
 
@@ -122,7 +121,7 @@ def judge(
         users: Whose events they are (K,).
         settings: When to promote.
         seed: Randomness of the resamples.
-        name: What the rival is called in the reasons.
+        name: The serving version; empty when there is none and the rival is popularity.
     """
     mine, theirs = dict(quality(candidate)), dict(quality(rival))
     margin = max(settings.margin * theirs["ndcg@10"], settings.least_margin)
@@ -132,9 +131,11 @@ def judge(
     low, high = (float(value) for value in np.quantile(differences, (0.05, 0.95)))
     losing = float((differences < -margin).mean())
     count = f"{len(candidate):,} events of {int(owners.max(initial=-1)) + 1:,} users"
-    figures = f"NDCG@10 {mine['ndcg@10']:.4f} against {theirs['ndcg@10']:.4f} of {name} on {count}"
+    rival_name = name or "popularity"
+    figures = f"NDCG@10 {mine['ndcg@10']:.4f} against {theirs['ndcg@10']:.4f} of {rival_name} on {count}"
     if len(candidate) < settings.fewest_events:
-        promoted, reason = True, f"too few events to judge ({count}); promoted unjudged"
+        promoted = not name
+        reason = f"too few events to judge: {count}"
     elif losing > settings.risk:
         promoted = False
         reason = f"{figures}: it loses more than {margin:.4f} with probability {losing:.2f}, over {settings.risk:.2f}"
@@ -142,7 +143,7 @@ def judge(
         promoted = True
         reason = f"{figures}: it loses more than {margin:.4f} with probability {losing:.2f} only"
     return Verdict(
-        promoted, (reason,), mine, theirs, name, difference, (low, high), losing, margin, len(candidate),
+        promoted, (reason,), mine, theirs, rival_name, difference, (low, high), losing, margin, len(candidate),
         int(owners.max(initial=-1)) + 1,
     )  # fmt: skip
 

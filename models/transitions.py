@@ -16,7 +16,6 @@ References: Shani, Heckerman, Brafman, "An MDP-based recommender system", JMLR 2
 
 from typing import Any, Final, NamedTuple
 
-import numba as nb
 import numpy as np
 from numpy.typing import NDArray
 
@@ -29,7 +28,7 @@ PAIR_WIDTH: Final = 8
 _HAND: Final = 8  # cold slots compared when one must go
 _BLOCK: Final = 16  # slots compared at once when looking for an item
 _ROW_LIMIT: Final = np.float32(1_000.0)  # 400 to 2,000 do equally well, 100 forgets too fast
-_RECENT_DECAY: Final = np.float32(0.9)  # per event of the row: the last ten or so successors
+_RECENT_DECAY: Final = np.float32(0.97)  # per event of the row: the last thirty or so successors
 _RECENT_MAX: Final = np.float32(1e15)
 _PAIR_LIMIT: Final = np.float32(64.0)
 _BACK_STRENGTH: Final = np.float32(0.5)

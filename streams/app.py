@@ -12,6 +12,7 @@ from models.recommend import Recommender
 from state.events import TOPICS
 from state.items import ItemIndex
 from streams.catalogue import Catalogue
+from streams.exchange import TransitionExchange
 from streams.http import HttpServer
 from streams.kafka import faust_options
 from streams.lag import LagWatch
@@ -49,13 +50,14 @@ class WorkerApp:
     metrics: Metrics
 
 
-def create_app(settings: Settings, index: int = 0, changelog_id: str = "") -> WorkerApp:
+def create_app(settings: Settings, index: int = 0, changelog_id: str = "", shared: bool = False) -> WorkerApp:
     """Build a worker's app; nothing connects before it is started.
 
     Args:
         settings: all settings.
         index: number of this worker on its host; its HTTP port is `http_port + index`.
         changelog_id: the broker's id of the changelog, which local snapshots must match.
+        shared: exchange transitions with the other workers.
     """
     app = _App(
         settings.app_id,
@@ -76,13 +78,14 @@ def create_app(settings: Settings, index: int = 0, changelog_id: str = "") -> Wo
         producer_request_timeout=60.0,
     )
     metrics = Metrics()
+    fusion = Fusion() if settings.fusion else None
     recommender = Recommender(
         ItemIndex(),
         settings.top_k,
         settings.exclude,
         settings.emit == "latest",
         settings.popularity_half_life_hours * _HOUR_MS,
-        Fusion() if settings.fusion else None,
+        fusion,
     )
     pipeline = Pipeline(settings, recommender, metrics, changelog_id, index)
 
@@ -118,6 +121,7 @@ def create_app(settings: Settings, index: int = 0, changelog_id: str = "") -> Wo
 
     app.services = [
         pipeline,
+        *([TransitionExchange(settings, pipeline, fusion, index)] if shared and fusion is not None else []),
         ModelWatch(settings, pipeline, metrics),
         Catalogue(settings, pipeline),
         LagWatch(app, metrics),

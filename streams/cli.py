@@ -312,6 +312,41 @@ def fit(
 
 
 @app.command()
+def trainer(
+    device: Annotated[Literal["auto", "cpu", "cuda"], typer.Option(help="where to train")] = "auto",
+    once: Annotated[bool, typer.Option("--once", help="read to the end, train once, stop")] = False,
+    json: options.Json = False,
+    brokers: options.Brokers = None,
+    registry: options.Registry = None,
+    state_dir: options.StateDir = None,
+    partitions: options.Partitions = None,
+    http_port: Annotated[int | None, typer.Option("--http-port", help="port of metrics and health")] = None,
+) -> None:
+    """Learn: read the same events as the workers, fine-tune the model, publish it when it is not worse.
+
+    Trains after RECSTREAM_TRAIN_EVERY_EVENTS new events, after RECSTREAM_TRAIN_EVERY_MINUTES, and at once when the
+    serving model's hit rate falls abruptly. Without a model it fits a first one. One trainer serves all workers; stop
+    it with Ctrl-C or TERM, kill it if you must: it goes on where it was.
+
+    Example: `recstream trainer --brokers kafka:9092 --registry s3://models/shop`
+    """
+    settings = load_settings(
+        brokers=brokers, registry=registry, state_dir=state_dir, partitions=partitions, trainer_http_port=http_port
+    )
+    for name in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS"):  # read when numpy and torch are imported
+        os.environ.setdefault(name, str(settings.trainer_threads))
+    import logging
+
+    from streams.trainer import TrainerOptions, run_trainer
+
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    logging.getLogger("aiokafka").setLevel(logging.WARNING)
+    summary = run_trainer(settings, TrainerOptions(device, once))
+    if json:
+        print_json(summary)
+
+
+@app.command()
 def tail(
     user: Annotated[str | None, typer.Option(help="only this user's")] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="end after N messages")] = None,

@@ -10,7 +10,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from models.recommend import POPULARITY, Advanced, Recommender
+from models.recommend import Advanced, Recommender
 from state.events import KIND_OF_TOPIC, EventBatch
 from streams.deadletters import DeadLetter, dead_letter
 from streams.decode import decode
@@ -53,7 +53,7 @@ class Compute:
     def __init__(self, recommender: Recommender, metrics: Metrics, max_event_bytes: int) -> None:
         self.recommender, self.metrics, self._max_event_bytes = recommender, metrics, max_event_bytes
         self._fragments = ItemFragments(recommender.items)
-        self._names = {0: POPULARITY}
+        self._names = {0: recommender.model_version}  # fingerprint 0: lists made before there was a model
         self._noted: list[_Note] = []
         self._noted_events = 0
 

@@ -53,6 +53,10 @@ class Output:
         if self._producer is not None:
             await self._producer.stop()
 
+    async def know(self, topic: str) -> None:
+        """Learn where the partitions of `topic` are; free once they are known."""
+        await self._producer.partitions_for(topic)
+
     def send(self, topic: str, partition: int, batch: EncodedBatch) -> "asyncio.Future[RecordMetadata]":
         """Queue a batch; the future is done when the broker has acknowledged it.
 

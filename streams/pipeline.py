@@ -34,7 +34,7 @@ from streams.partition import Flushed, Partition, flush_partition, snapshot_path
 from streams.record_batch import EncodedBatch
 from streams.restore import Restored, restore
 from streams.settings import Settings
-from streams.topics import CHANGELOG, INVALID_EVENTS, RECOMMENDATIONS, TRANSITIONS
+from streams.topics import CHANGELOG, INVALID_EVENTS, RECOMMENDATIONS
 from streams.transport import Membership, RecordBatch, take
 
 _T = TypeVar("_T")
@@ -98,7 +98,7 @@ class Pipeline(Service):  # type: ignore[misc]
 
     async def on_start(self) -> None:
         """Connect the producer."""
-        await self._output.start((RECOMMENDATIONS, CHANGELOG, INVALID_EVENTS, TRANSITIONS))
+        await self._output.start((RECOMMENDATIONS, CHANGELOG, INVALID_EVENTS))
 
     async def on_stop(self) -> None:
         """Disconnect; everything worth keeping was flushed when the partitions were handed over."""
@@ -133,6 +133,7 @@ class Pipeline(Service):  # type: ignore[misc]
 
     async def send(self, topic: str, partition: int, batch: EncodedBatch) -> None:
         """Write a batch of another service, waiting while too much is unacknowledged."""
+        await self._output.know(topic)
         self._output.send(topic, partition, batch)
         await self._output.room()
 

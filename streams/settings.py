@@ -58,6 +58,22 @@ class Settings(BaseSettings):
     model_poll_seconds: float = Field(2.0, gt=0, le=300, description="how often a worker looks for a new model version")
     max_event_bytes: int = Field(65_536, ge=64, description="larger events are dead-lettered")
 
+    train_every_events: int = Field(5_000, ge=1, description="new events after which the trainer trains")
+    train_every_minutes: float = Field(
+        5.0, ge=0, description="most minutes between two trainings; 0 counts events only"
+    )
+    train_recent_events: int = Field(20_000, ge=100, description="newest events of a training")
+    train_reservoir_events: int = Field(20_000, ge=0, description="older events of a training, drawn at random")
+    train_epochs: int = Field(4, ge=1, le=100, description="passes over those events")
+    cold_start_events: int = Field(2_000, ge=100, description="events before the trainer fits a first model")
+    buffer_events: int = Field(1_000_000, ge=1_000, description="events the trainer's replay buffer holds")
+    max_items: int = Field(1_000_000, ge=1, description="most items of a model's vocabulary")
+    item_idle_days: float = Field(0, ge=0, description="items without an event for so long leave the model; 0: never")
+    keep_versions: int = Field(20, ge=1, description="newest model versions kept in the registry")
+    trainer_seed: int = Field(0, description="randomness of the trainer: the same seed and log give the same models")
+    trainer_threads: int = Field(1, ge=1, le=1024, description="CPU threads the trainer computes with")
+    trainer_http_port: int = Field(6166, ge=0, le=65535, description="port of the trainer's metrics and health")
+
     session_timeout_seconds: float = Field(20.0, ge=1, description="Kafka group session timeout")
     rebalance_timeout_seconds: float = Field(
         60.0, ge=1, description="Kafka max.poll.interval: time to hand over partitions"

@@ -218,6 +218,20 @@ async def count_records(settings: Settings, states: Iterable[TopicState]) -> dic
     return counts
 
 
+def ensure_topic(settings: Settings, name: str) -> str:
+    """Create one internal topic if it is missing; returns why it cannot be used, empty when it can."""
+    spec = next(spec for spec in topic_specs(settings) if spec.name == name)
+    with admin(settings) as client:
+        if name in {topic["name"] for topic in client.describe_topics()}:
+            return ""
+        reply = client.create_topics(
+            {name: {"num_partitions": spec.partitions, "replication_factor": spec.replication, "configs": spec.config}},
+            raise_errors=False,
+        )
+        refused = [topic for topic in reply["topics"] if topic["error_code"] not in (0, _TOPIC_EXISTS)]
+        return str(refused[0]["error_message"] or refused[0]["error_code"]) if refused else ""
+
+
 def require_topics(settings: Settings, names: Iterable[str] = ()) -> None:
     """Check that topics are there and as the contract says, before a client waits for something that never comes.
 

@@ -15,7 +15,7 @@ import uvloop
 from state.errors import StateError
 from streams.app import create_app
 from streams.settings import Settings
-from streams.topics import changelog_id, require_topics
+from streams.topics import TRANSITIONS, changelog_id, ensure_topic, require_topics, topic_specs
 from streams.warmup import warm_up
 
 _CRASH_SECONDS: Final = 20.0
@@ -35,13 +35,17 @@ def run_worker(settings: Settings, index: int = 0) -> None:
         RecstreamError: the broker cannot be reached or a topic is not as it must be.
         SystemExit: with a non-zero code when the worker crashed.
     """
-    require_topics(settings)
+    require_topics(settings, {spec.name for spec in topic_specs(settings)} - {TRANSITIONS})
+    shared = settings.fusion
+    if settings.fusion and (refused := ensure_topic(settings, TRANSITIONS)):
+        log.warning("Workers will not share what they learn: the topic %s cannot be created: %s", TRANSITIONS, refused)
+        shared = False
     _prepare(settings.state_dir / settings.app_id)
     warm_up()
     sys.setswitchinterval(_SWITCH_SECONDS)
     loop = uvloop.new_event_loop()
     asyncio.set_event_loop(loop)
-    worker_app = create_app(settings, index, changelog_id(settings))
+    worker_app = create_app(settings, index, changelog_id(settings), shared)
     worker = faust.Worker(worker_app.app, loop=loop, loglevel="INFO", redirect_stdouts=False, quiet=True)
     logging.getLogger("aiokafka").setLevel(logging.WARNING)
     threading.Thread(target=_end_after_crash, args=(worker_app.app,), daemon=True).start()

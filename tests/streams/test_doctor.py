@@ -32,7 +32,7 @@ def test_all_is_well(place):
     assert {check.status for check in checks.values()} <= {"ok", "warn"}
     assert checks["broker"].status == checks["model"].status == checks["state directory"].status == "ok"
     assert "gru, hidden 4, 2 items" in checks["model"].detail
-    assert sum(name.startswith("topic ") for name in checks) == 9
+    assert sum(name.startswith("topic ") for name in checks) == 10
     assert "torch 2.13" in checks["packages"].detail
     assert not (place / "state").exists()  # looking changes nothing
 
@@ -40,7 +40,7 @@ def test_all_is_well(place):
 def test_no_broker(place):
     checks = checks_of(brokers="127.0.0.1:1", registry=str(place / "registry"))
     assert checks["broker"].status == "fail"
-    assert not any(name.startswith("topic") for name in checks)  # nine more failures would say nothing new
+    assert not any(name.startswith("topic") for name in checks)  # ten more failures would say nothing new
     assert "recstream broker" in checks["broker"].fix
     assert checks["model"].status == "ok"  # one failing check does not hide the others
 

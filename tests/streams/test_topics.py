@@ -11,6 +11,7 @@ from streams.topics import (
     CHANGELOG,
     ITEMS,
     MODEL_VERSIONS,
+    TRANSITIONS,
     TopicState,
     count_records,
     create_topics,
@@ -29,12 +30,12 @@ def fresh():
 def test_the_contract():
     specs = {spec.name: spec for spec in topic_specs(load_settings(partitions=12, replication=3))}
     assert sorted(specs) == [
-        "clicks", "forget-users", "invalid-events", "items", "model-versions", "purchases", "recommendations",
+        "clicks", "forget-users", "invalid-events", "item-transitions", "items", "model-versions", "purchases", "recommendations",
         "user-state-changelog", "views",
     ]  # fmt: skip
     assert {name for name, spec in specs.items() if spec.compacted} == {ITEMS, CHANGELOG, MODEL_VERSIONS}
-    assert {spec.partitions for name, spec in specs.items() if name != MODEL_VERSIONS} == {12}
-    assert specs[MODEL_VERSIONS].partitions == 1
+    assert {spec.partitions for name, spec in specs.items() if name not in (MODEL_VERSIONS, TRANSITIONS)} == {12}
+    assert specs[MODEL_VERSIONS].partitions == specs[TRANSITIONS].partitions == 1
     assert {spec.config["min.insync.replicas"] for spec in specs.values()} == {"2"}
     assert all("min.insync.replicas" not in spec.config for spec in topic_specs(load_settings(replication=1)))
 

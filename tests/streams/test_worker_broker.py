@@ -65,8 +65,8 @@ def reference(tmp_path_factory: pytest.TempPathFactory) -> Reference:
     publish_model(registry, ITEMS, seed=1)
     records = event_log(EVENTS, USERS, ITEMS, seed=7)
     with EmbeddedBroker() as broker, open_cluster(broker.bootstrap, directory, "reference", registry) as cluster:
-        cluster.produce(records)
         worker = cluster.worker()
+        cluster.produce(records)
         cluster.wait_committed(120)
         assert worker.stop() == 0, worker.output()
         states = cluster.state_records()
@@ -107,7 +107,7 @@ def test_one_of_three_workers_is_killed_under_load_and_a_new_one_joins(cluster: 
     workers = [cluster.worker() for _ in range(3)]
     for worker in workers:
         worker.wait_ready()
-    load = cluster.load(reference.records, rate=2_500)
+    load = cluster.load(reference.records, rate=3_000)
     wait_for(lambda: load.sent > EVENTS // 4, 30, cluster.output)
     assert applied(workers[1]) > 0
     workers[1].kill()
@@ -118,14 +118,13 @@ def test_one_of_three_workers_is_killed_under_load_and_a_new_one_joins(cluster: 
     newcomer.wait_ready()
 
     assert_nothing_lost(cluster, reference)
-    for worker in (workers[0], workers[2], newcomer):
-        assert worker.stop() == 0, worker.output()
+    assert cluster.stop() == [0, -signal.SIGKILL, 0, 0], cluster.output()
 
 
 def test_a_suspended_worker_comes_back(cluster: Cluster, reference: Reference) -> None:
     """Stopped for longer than its session: the other takes over, and what it held must not be written over."""
-    suspended, other = cluster.worker().wait_ready(), cluster.worker().wait_ready()
-    wait_for(lambda: suspended.held() and other.held(), 20, cluster.output)
+    suspended, other = cluster.worker(), cluster.worker()
+    wait_for(lambda: bool(suspended.held() and other.held()), 60, cluster.output)
     load = cluster.load(reference.records, rate=2_500)
     wait_for(lambda: applied(suspended) > 500, 20, cluster.output)
     suspended.signal(signal.SIGSTOP)
@@ -141,15 +140,14 @@ def test_a_suspended_worker_comes_back(cluster: Cluster, reference: Reference) -
     cluster.produce(late)
     cluster.wait_committed()
     assert applied(suspended) > before
-    assert [suspended.stop(), other.stop()] == [0, 0]
+    assert cluster.stop() == [0, 0], cluster.output()
 
 
+@embedded_only
 def test_a_worker_whose_batch_takes_longer_than_its_session_goes_on(cluster: Cluster, reference: Reference) -> None:
     """Nothing is polled meanwhile, which must not count as dead: aiokafka would leave the group and not join again."""
-    stall = ["-c", _STALLING.format(seconds=SESSION_SECONDS + 3)]
-    worker = cluster.worker(command=stall).wait_ready()
-    load = cluster.load(reference.records, rate=4_000)
-    load.finish()
+    worker = cluster.worker(command=["-c", _STALLING.format(seconds=SESSION_SECONDS + 3)])
+    cluster.load(reference.records, rate=6_000).finish()
     cluster.wait_committed()
     assert "the stalled batch goes on" in worker.log.read_text()
     assert worker.ready()
@@ -166,7 +164,7 @@ from streams.worker import run_worker
 step, rounds = Compute.round, []
 
 def stalling(self, partition, batches):
-    if partition.store.arena.dirty.any():  # not in the rounds of the warm-up, whose users are new
+    if len(partition.store) > 50:  # the warm-up has three users
         rounds.append(partition.number)
         if len(rounds) == 5:
             time.sleep({seconds})
@@ -195,24 +193,26 @@ def test_a_broker_that_dies_and_comes_back(tmp_path: Path, reference: Reference,
 
 
 def test_a_broker_that_comes_back_empty(tmp_path: Path, reference: Reference) -> None:
-    """The embedded broker keeps everything in memory. A worker starts over with what is there, or ends to be restarted."""
+    """The embedded broker forgets everything when it ends: a worker goes on with the new topics, or ends with 1."""
     with EmbeddedBroker() as first:
         port, cluster = first.port, Cluster(first.bootstrap, tmp_path, "app", reference.registry)
         cluster.make_topics()
         worker = cluster.worker().wait_ready()
         cluster.produce(reference.records[:4_000])
         wait_for(lambda: applied(worker) > 0, 20, cluster.output)
-    cluster.produced.clear()
     try:
         with EmbeddedBroker(port):
             cluster.make_topics()
-            cluster.produce(reference.records)
-            wait_for(lambda: worker.poll() is not None or cluster.committed() == cluster.log_end(), 40, worker.output)
-            if (status := worker.poll()) is not None:
-                assert status == 1
-                cluster.worker()
-                cluster.wait_committed(60, alive=cluster.workers[1:])
-            assert_nothing_lost(cluster, reference)
+            late = [event("clicks", f"late{n}", "i1", int(time.time() * 1000)) for n in range(60)]
+
+            def settled() -> bool:
+                cluster.produce(late)
+                time.sleep(1)
+                users = {message["user_id"] for message in cluster.recommendations()}
+                return worker.poll() is not None or users >= {record.key.decode() for record in late}
+
+            wait_for(settled, 60, worker.output)
+            assert worker.poll() in (None, 1)
     finally:
         cluster.close()
 
@@ -221,20 +221,26 @@ def test_a_broker_that_comes_back_empty(tmp_path: Path, reference: Reference) ->
 
 
 def test_restarts_from_the_snapshot_and_from_the_changelog(cluster: Cluster, reference: Reference) -> None:
+    """Stop, start from snapshots, stop, start without them, each time going on with the log; then read it all again.
+
+    The second and the third worker keep 60 users in memory and the others on disk.
+    """
     third = EVENTS // 3
     cluster.produce(reference.records[:third])
     first = cluster.worker()
     cluster.wait_committed()
     assert first.stop() == 0, first.output()
     assert cluster.committed() == cluster.log_end()
-    snapshots = sorted((tmp := cluster.directory / "state" / cluster.app_id).glob("users-*.snapshot"))
-    assert len(snapshots) == PARTITIONS, sorted(tmp.iterdir())
+    snapshots = sorted((cluster.directory / "state" / cluster.app_id).glob("users-*.snapshot"))
+    assert len(snapshots) == PARTITIONS
 
     users = len(cluster.state_records())
-    second = cluster.worker().wait_ready()
+    second = cluster.worker(max_resident_users="60").wait_ready()
     metrics = second.metrics()
     assert metrics["recstream_restore_users{source=snapshot}"] == users
     assert metrics["recstream_restore_records_total{source=changelog}"] == 0
+    assert metrics["recstream_users{tier=resident}"] <= 60
+    assert metrics["recstream_users{tier=cold}"] >= users - 60
     cluster.produce(reference.records[third : 2 * third])
     cluster.wait_committed()
     assert second.stop() == 0, second.output()
@@ -245,13 +251,16 @@ def test_restarts_from_the_snapshot_and_from_the_changelog(cluster: Cluster, ref
         else:
             snapshot.write_bytes(snapshot.read_bytes()[:-300] + bytes(300))
     records = len(cluster.read(CHANGELOG))
-    third_worker = cluster.worker().wait_ready()
-    metrics = third_worker.metrics()
+    last = cluster.worker(max_resident_users="60").wait_ready()
+    metrics = last.metrics()
     assert metrics.get("recstream_restore_users{source=snapshot}", 0) == 0
     assert metrics["recstream_restore_records_total{source=changelog}"] == records
+    assert metrics["recstream_restore_bad_records_total"] == 0
     cluster.produce(reference.records[2 * third :])
     cluster.wait_committed()
-    assert third_worker.stop() == 0, third_worker.output()
+    metrics = last.metrics()
+    assert metrics["recstream_users{tier=resident}"] + metrics["recstream_users{tier=cold}"] == len(reference.states)
+    assert last.stop() == 0, last.output()
     assert_nothing_lost(cluster, reference)
     assert max(cluster.answered().values()) == 1, "a clean stop repeats nothing"
 
@@ -264,26 +273,6 @@ def test_restarts_from_the_snapshot_and_from_the_changelog(cluster: Cluster, ref
     assert sum(metrics[f"recstream_events_total{{outcome=duplicate,topic={topic}}}"] for topic in TOPICS) == EVENTS
     assert again.stop() == 0, again.output()
     assert (len(cluster.read(CHANGELOG)), len(cluster.recommendations())) == (records, sent)
-
-
-@embedded_only
-def test_users_beyond_the_limit_live_on_disk(cluster: Cluster, reference: Reference) -> None:
-    worker = cluster.worker(max_resident_users="60").wait_ready()
-    cluster.load(reference.records, rate=8_000).finish()
-    cluster.wait_committed()
-    wait_for(lambda: worker.metrics()["recstream_users{tier=cold}"] > 0, 10, worker.output)
-    metrics = worker.metrics()
-    users = len(reference.states)
-    assert metrics["recstream_users{tier=resident}"] + metrics["recstream_users{tier=cold}"] == users
-    assert metrics["recstream_users{tier=cold}"] > users / 2
-    assert_nothing_lost(cluster, reference)
-    assert worker.stop() == 0, worker.output()
-
-    restored = cluster.worker(max_resident_users="60").wait_ready()
-    metrics = restored.metrics()
-    assert metrics["recstream_restore_users{source=snapshot}"] == users
-    assert metrics["recstream_users{tier=cold}"] > users / 2
-    assert restored.stop() == 0, restored.output()
 
 
 @embedded_only
@@ -385,7 +374,7 @@ def test_models_are_swapped_while_serving(cluster: Cluster, tmp_path: Path) -> N
     last = {record.key.decode(): place for record, place in zip(backlog, sources(backlog), strict=True)}
     latest = {message["user_id"]: tuple(message["event"].values())[:3] for message in messages}
     assert latest == last
-    assert len(messages[-1]["items"]) == 3
+    assert max(len(message["items"]) for message in messages) == 3
 
     first = publish_model(cluster.registry, ITEMS, seed=2)
     published = time.monotonic()
@@ -407,7 +396,7 @@ def test_models_are_swapped_while_serving(cluster: Cluster, tmp_path: Path) -> N
     assert worker.metrics()["recstream_rehydrations_total"] > 0
     assert worker.stop() == 0, worker.output()
     for message in cluster.recommendations():
-        assert len(message["items"]) == 3
+        assert len(message["items"]) == 3 or message["model_version"] == "popularity"  # the first know of no items yet
         assert [one["score"] for one in message["items"]] == sorted(
             (i["score"] for i in message["items"]), reverse=True
         )

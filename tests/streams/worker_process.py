@@ -194,9 +194,13 @@ class Worker:
         self._child.kill()
         self._child.wait(10)
 
+    def terminate(self) -> None:
+        """SIGTERM."""
+        self._child.terminate()
+
     def stop(self, seconds: float = 30) -> int:
         """SIGTERM; returns the exit status."""
-        self._child.terminate()
+        self.terminate()
         return self.ended(seconds)
 
     def ended(self, seconds: float) -> int:
@@ -320,6 +324,12 @@ class Cluster:
         worker = Worker(self, f"worker{len(self.workers)}", command, values)
         self.workers.append(worker)
         return worker
+
+    def stop(self) -> list[int]:
+        """SIGTERM to all workers at once; returns their exit statuses."""
+        for worker in self.workers:
+            worker.terminate()
+        return [worker.ended(30) for worker in self.workers]
 
     def load(self, records: Sequence[Record], rate: float | None = None) -> Load:
         """Start producing records behind those before."""

@@ -1,0 +1,96 @@
+"""When to train: after so many events, so much time, or at once when the serving model stops foretelling events."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from models.drift import Alarm
+
+Trigger = Literal["cold-start", "events", "time", "drift"]
+
+
+@dataclass(frozen=True, slots=True)
+class CadenceSettings:
+    """When to train.
+
+    Attributes:
+        every_events: New events between two passes; while fewer than that were ever seen, every doubling.
+        every_seconds: Most time between two passes; 0 leaves it to the events.
+        cold_start_events: Events before the first model.
+        least_new: New events that a pass is worth.
+        drift_every: New events between two passes after an alarm.
+        drift_passes: Passes after an alarm before the usual cadence again.
+        recovered: Share of the hit rate before an alarm that ends its hurry.
+    """
+
+    every_events: int = 5_000
+    every_seconds: float = 300.0
+    cold_start_events: int = 2_000
+    least_new: int = 200
+    drift_every: int = 1_000
+    drift_passes: int = 8
+    recovered: float = 0.9
+
+
+class Cadence:
+    """Decides when the next pass is due. It is told the time and never asks for it.
+
+    Args:
+        settings: When to train.
+        seen: Events seen when the serving version's sample was taken, 0 for none.
+        now_seconds: The time.
+
+    Example:
+        >>> cadence = Cadence(CadenceSettings(), seen=10_000, now_seconds=0.0)
+        >>> cadence.due(14_999, 10.0, True), cadence.due(15_000, 10.0, True), cadence.due(10_300, 301.0, True)
+        (None, 'events', 'time')
+    """
+
+    def __init__(self, settings: CadenceSettings, seen: int, now_seconds: float) -> None:
+        self._settings, self._seen, self._since = settings, seen, now_seconds
+        self._alarm_at: int | None = None  # events seen when the change began
+        self._hurried = 0  # passes since the alarm
+        self._wanted_rate = 0.0
+
+    def due(self, seen: int, now_seconds: float, serving: bool) -> Trigger | None:
+        """Why a pass should begin now, None when it should not.
+
+        Args:
+            seen: Events seen so far.
+            now_seconds: The time.
+            serving: Whether there is a model yet.
+        """
+        settings, new = self._settings, seen - self._seen
+        if not serving:
+            enough = seen >= settings.cold_start_events and new >= settings.least_new
+            return "cold-start" if enough else None
+        if self._alarm_at is not None and new >= (settings.drift_every if self._hurried else 1):
+            return "drift"
+        if new >= min(settings.every_events, max(self._seen, settings.cold_start_events)):
+            return "events"
+        late = settings.every_seconds > 0 and now_seconds - self._since >= settings.every_seconds
+        return "time" if late and new >= settings.least_new else None
+
+    def began(self, seen: int, now_seconds: float) -> None:
+        """A pass has begun, or was tried."""
+        self._seen, self._since = seen, now_seconds
+        if self._alarm_at is not None:
+            self._hurried += 1
+            if self._hurried > self._settings.drift_passes:
+                self._calm()
+
+    def alarm(self, alarm: Alarm, seen: int) -> None:
+        """The hit rate has fallen."""
+        self._alarm_at, self._hurried = max(0, seen - alarm.width), 0
+        self._wanted_rate = max(self._wanted_rate, self._settings.recovered * alarm.before)
+
+    def changed(self, seen: int) -> int:
+        """Events since the change an alarm told of, 0 when there is none."""
+        return 0 if self._alarm_at is None else seen - self._alarm_at
+
+    def observe(self, rate: float) -> None:
+        """The hit rate over the newest events; once it has recovered the usual cadence is enough."""
+        if self._alarm_at is not None and self._hurried and rate >= self._wanted_rate:
+            self._calm()
+
+    def _calm(self) -> None:
+        self._alarm_at, self._hurried, self._wanted_rate = None, 0, 0.0

@@ -1,0 +1,279 @@
+"""From a buffer to a published version: one pass at a time, on disk before it begins, safe to kill anywhere.
+
+A pass lives in a directory of its own:
+
+    sample.replay    what it trains on, written first
+    pass.json        parent, seeds, trigger; its rename is the moment the pass exists
+    checkpoint.pt    how far training is
+
+and goes through these steps, each of which may be repeated after a kill without harm:
+
+    train            resumes from the checkpoint
+    judge            pure
+    publish          a version whose lineage names this pass is found again instead of being published twice
+    promote          only where the version trained from still serves
+    finish           the directory goes, once the caller has told everybody
+"""
+
+import hashlib
+import json
+import math
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+from models.finetune import Candidate, FineTuneSettings, Step, fine_tune, gate, unseen
+from models.gate import Verdict
+from models.registry import Registry, Version, VersionRefused
+from state.errors import StateError
+from state.replay_buffer import ReplayBuffer
+from state.replay_log import sync_directory
+from state.replay_sample import Sample
+
+_RECENT_VERSIONS: Final = 5  # where a version published just before a kill is looked for
+
+
+@dataclass(frozen=True, slots=True)
+class LearnSettings:
+    """What passes are made of.
+
+    Attributes:
+        recent: Newest events of a pass, all learnt.
+        reservoir: Older events of a pass, drawn at random.
+        drift_least: Fewest events of a pass after an alarm, however soon it came.
+        refit_growth: The model is fitted anew, from nothing, when the events seen have grown by this factor since the
+            last time: a model begun on little data is not merely patched. 0 never does.
+        refit_most: Most events of such a fit; a longer history is fine-tuned only.
+        keep_versions: Newest versions kept in the registry.
+        seed: Randomness of everything.
+        fine: How candidates are made and judged.
+    """
+
+    recent: int = 20_000
+    reservoir: int = 20_000
+    drift_least: int = 1_000
+    refit_growth: float = 2.0
+    refit_most: int = 200_000
+    keep_versions: int = 20
+    seed: int = 0
+    fine: FineTuneSettings = field(default_factory=FineTuneSettings)
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """A pass that has begun.
+
+    Attributes:
+        id: Its name in the lineage of the version it makes.
+        parent: The version it starts from and is judged against, None at a cold start.
+        anew: Fit from nothing even though there is a parent.
+        seed: Randomness of training.
+        trigger: Why it began: ``events``, ``time``, ``drift``, ``cold-start``, ``once``.
+        fitted_seen: Events seen when the line of versions was last fitted from nothing.
+        sample: What it trains on.
+    """
+
+    id: str
+    parent: str | None
+    anew: bool
+    seed: int
+    trigger: str
+    fitted_seen: int
+    sample: Sample
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What a pass came to.
+
+    Attributes:
+        version: The version it published, promoted or not; None when training diverged.
+        promoted: Whether it serves now.
+        metrics: As published beside it: loss, vocabulary, the gate's findings.
+        lineage: As published beside it.
+    """
+
+    version: str | None
+    promoted: bool
+    metrics: dict[str, Any]
+    lineage: dict[str, Any]
+
+
+class Learner:
+    """Makes, judges and publishes versions.
+
+    Args:
+        registry: Where versions go.
+        directory: Where a pass keeps its files; one learner at a time.
+        settings: What passes are made of.
+        device: Where to train.
+        origin: Added to every lineage: code version, host.
+    """
+
+    def __init__(
+        self,
+        registry: Registry,
+        directory: Path,
+        settings: LearnSettings | None = None,
+        device: str = "cpu",
+        origin: dict[str, Any] | None = None,
+    ) -> None:
+        self.registry, self.settings, self.device = registry, settings or LearnSettings(), device
+        self._directory, self._origin = directory / "pass", dict(origin or {})
+
+    def begin(self, buffer: ReplayBuffer, trigger: str, changed: int = 0) -> Job | None:
+        """Take a sample and put a new pass on disk; one that was under way is dropped.
+
+        Returns:
+            The pass, None when too little in the buffer is new to the serving version.
+
+        Args:
+            buffer: Where the events are.
+            trigger: Why.
+            changed: After an alarm: events since the change. Older ones no longer tell what follows what, so only as
+                many of them are mixed in.
+
+        Raises:
+            RecstreamError: The registry or the disk refuses.
+        """
+        parent = self.registry.current()
+        seed = _seed(self.settings.seed, buffer.seen)
+        fitted = self._fitted(parent)
+        growth, most = self.settings.refit_growth, self.settings.refit_most
+        anew = parent is None or (0 < growth <= buffer.seen / max(fitted, 1) and len(buffer) <= most and not changed)
+        recent, reservoir = self.settings.recent, self.settings.reservoir
+        if anew:
+            recent, reservoir = min(len(buffer), most), 0
+        elif changed:
+            recent = reservoir = min(max(changed, self.settings.drift_least), recent)
+        sample = buffer.sample(recent, reservoir, seed)
+        digest = hashlib.sha256(f"{parent} {buffer.seen} {seed} {trigger} {dict(sample.offsets)}".encode())
+        fitted = buffer.seen if anew else fitted
+        job = Job(digest.hexdigest()[:16], parent, anew, seed, trigger, fitted, sample)
+        if unseen(sample, self._parent(job)) < 2 * self.settings.fine.gate.fewest_events:
+            return None
+        self._write(job)
+        return job
+
+    def pending(self) -> Job | None:
+        """The pass a kill interrupted, None when there is none or another version serves by now."""
+        try:
+            head = json.loads((self._directory / "pass.json").read_text())
+            sample = Sample.load(self._directory / "sample.replay")
+            job = Job(**head, sample=sample)
+        except (OSError, ValueError, TypeError, StateError):
+            self.finish()
+            return None
+        published = self._published(job)
+        serving = self.registry.current()
+        if serving != job.parent and (published is None or serving != published):
+            self.finish()
+            return None
+        return job
+
+    def run(self, job: Job, progress: Callable[[Step], bool | None] | None = None) -> Outcome | None:
+        """Train, judge and publish; None when `progress` stopped it (the pass stays on disk).
+
+        Raises:
+            RecstreamError: There is too little to train on, or the registry refuses; `finish` drops the pass.
+        """
+        published = self._published(job)
+        if published is None:
+            parent = self._parent(job)
+            candidate = fine_tune(
+                parent,
+                job.sample,
+                self.settings.fine,
+                job.seed,
+                progress,
+                self.device,
+                self._directory / "checkpoint.pt",
+                anew=job.anew,
+            )
+            if candidate is None:
+                return None
+            verdict = gate(candidate, parent, job.sample, self.settings.fine, job.seed)
+            if not candidate.finite:  # no registry takes it
+                return Outcome(None, False, {"gate": verdict.to_dict()}, candidate.lineage)
+            published = self._publish(job, candidate, verdict)
+        summary = self.registry.describe(published)
+        promoted = bool(summary.metrics["gate"]["promoted"])
+        if promoted:
+            serving = self.registry.current()
+            if serving == job.parent:
+                self.registry.promote(published)
+            promoted = serving in (job.parent, published)
+        return Outcome(published, promoted, summary.metrics, summary.lineage)
+
+    def finish(self) -> None:
+        """Drop the pass's files and versions beyond those to keep."""
+        (self._directory / "pass.json").unlink(missing_ok=True)
+        shutil.rmtree(self._directory, ignore_errors=True)
+
+    def tidy(self) -> list[str]:
+        """Delete versions beyond `keep_versions`; returns their names."""
+        return self.registry.retention(self.settings.keep_versions)
+
+    def _fitted(self, parent: str | None) -> int:
+        if parent is None:
+            return 0
+        lineage = self.registry.describe(parent).lineage
+        return int(lineage.get("fitted_seen", lineage.get("events", 0)))
+
+    def _parent(self, job: Job) -> Version | None:
+        return self.registry.load(job.parent) if job.parent is not None else None
+
+    def _publish(self, job: Job, candidate: Candidate, verdict: Verdict) -> str:
+        metrics = {
+            **verdict.candidate,
+            "loss": [round(loss, 6) if math.isfinite(loss) else None for loss in candidate.loss],
+            "items_added": candidate.added,
+            "items_expired": candidate.expired,
+            "gate": verdict.to_dict(),
+        }
+        lineage = {
+            **self._origin,
+            **candidate.lineage,
+            "pass": job.id,
+            "trigger": job.trigger,
+            "fitted_seen": job.fitted_seen,
+        }
+        return self.registry.publish(candidate.network, candidate.vocabulary, metrics, lineage, promote=False)
+
+    def _published(self, job: Job) -> str | None:
+        for name in reversed(self.registry.versions()[-_RECENT_VERSIONS:]):
+            try:
+                if self.registry.describe(name).lineage.get("pass") == job.id:
+                    return name
+            except VersionRefused:  # somebody else's damage; not this pass's version then
+                continue
+        return None
+
+    def _write(self, job: Job) -> None:
+        self.finish()
+        try:
+            self._directory.mkdir(parents=True)
+            job.sample.save(self._directory / "sample.replay")
+            head = {name: value for name, value in _fields(job).items() if name != "sample"}
+            temporary = self._directory / "pass.new"
+            with temporary.open("w") as file:
+                json.dump(head, file)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, self._directory / "pass.json")
+            sync_directory(self._directory)
+        except OSError as exc:
+            what = f"cannot write a training pass to {self._directory}"
+            raise StateError(what, str(exc), "check the disk and the directory's permissions") from exc
+
+
+def _fields(job: Job) -> dict[str, Any]:
+    return {name: getattr(job, name) for name in Job.__slots__}
+
+
+def _seed(seed: int, seen: int) -> int:
+    digest = hashlib.sha256(f"{seed} {seen}".encode()).digest()
+    return int.from_bytes(digest[:4], "big") >> 1

@@ -1,0 +1,42 @@
+"""Test, then learn: does the serving version foretell the events that have just come in?
+
+The trainer asks this of its own copy of the serving version and its own buffer, before those events are trained on. It
+needs nothing from the workers, costs one batched pass over the users concerned, and judges the network alone: what the
+workers show also learns from every event at once, so its hit rate hides that the network has gone stale.
+"""
+
+import numpy as np
+from numpy.typing import NDArray
+
+from models.finetune import histories_of
+from models.gate import followers, ranks_of
+from models.network import Network
+from models.registry import Version
+from state.replay_sample import Sample
+
+
+class LiveTest:
+    """Ranks new events with one version.
+
+    Args:
+        version: The serving version.
+    """
+
+    def __init__(self, version: Version) -> None:
+        self.name = version.name
+        self._network: Network = version.network()
+        self._row_of = {item_id: row for row, item_id in enumerate(version.vocabulary)}
+
+    def hits(self, sample: Sample, k: int = 10) -> NDArray[np.bool_]:
+        """Which of the sample's recent events were among the k best (K,), in order of arrival.
+
+        A user's first event is left out, it cannot be foretold from a state; an item without a row is a miss.
+        """
+        rows = np.array([self._row_of.get(item_id, 0) for item_id in sample.item_ids], np.int32)
+        source, order = histories_of(sample, rows, np.ones(len(sample), np.bool_))
+        wanted = sample.recent[order]
+        events = followers(source, wanted)
+        ranks = ranks_of(self._network, source, wanted)
+        arrival = np.argsort(order[events], kind="stable")
+        hits: NDArray[np.bool_] = ranks[arrival] <= k
+        return hits

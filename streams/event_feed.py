@@ -1,0 +1,169 @@
+"""The input topics as the trainer reads them: a consumer group of its own, positions kept beside the buffer's data."""
+
+import logging
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+from aiokafka import AIOKafkaConsumer
+from aiokafka.abc import ConsumerRebalanceListener
+from aiokafka.errors import KafkaError
+from aiokafka.structs import TopicPartition
+
+from state.events import KIND_OF_TOPIC, TOPICS
+from state.replay_buffer import ReplayBuffer
+from streams.decode import decode
+from streams.fetch import RecordBatch, fetch_batches
+from streams.kafka import client_options, describe
+from streams.settings import Settings
+
+_MOST_EVENTS: Final = 16_384  # of one fetch: about 30 ms of work between two turns of the event loop
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Taken:
+    """What one turn of the feed brought."""
+
+    events: int
+    invalid: int
+    records: int
+
+
+class EventFeed(ConsumerRebalanceListener):  # type: ignore[misc]
+    """Reads events into a replay buffer.
+
+    The buffer names the next offset of every partition, atomically with the data: reading starts there, whatever the
+    group has committed. Commits to the group are for operators who watch its lag.
+
+    Args:
+        settings: Brokers, group, partitions.
+        buffer: Where the events go.
+    """
+
+    def __init__(self, settings: Settings, buffer: ReplayBuffer) -> None:
+        self._settings, self._buffer = settings, buffer
+        self._consumer = AIOKafkaConsumer(
+            **client_options(settings, "recstream-trainer"),
+            group_id=f"{settings.app_id}-trainer",
+            enable_auto_commit=False,
+            auto_offset_reset=settings.start_from,
+            session_timeout_ms=int(settings.session_timeout_seconds * 1000),
+            heartbeat_interval_ms=int(settings.session_timeout_seconds * 1000 / 4),
+            max_poll_interval_ms=int(settings.rebalance_timeout_seconds * 1000),
+            rebalance_timeout_ms=int(settings.rebalance_timeout_seconds * 1000),
+            fetch_max_wait_ms=100,
+        )
+        self._assigned: set[TopicPartition] = set()
+
+    @property
+    def ready(self) -> bool:
+        """Whether partitions have been assigned."""
+        return bool(self._assigned)
+
+    async def start(self) -> None:
+        """Join the group.
+
+        Raises:
+            aiokafka.errors.KafkaError: the broker cannot be reached or refuses.
+        """
+        self._consumer.subscribe(TOPICS, listener=self)
+        await self._consumer.start()
+
+    async def stop(self) -> None:
+        """Leave the group."""
+        await self._consumer.stop()
+
+    async def on_partitions_revoked(self, revoked: Iterable[TopicPartition]) -> None:
+        """Another trainer takes partitions over."""
+        self._assigned -= set(revoked)
+
+    async def on_partitions_assigned(self, assigned: Iterable[TopicPartition]) -> None:
+        """Go on where the buffer's data ends."""
+        for partition in assigned:
+            following = self._buffer.offset(partition.topic, partition.partition)
+            if following is not None:
+                self._consumer.seek(partition, following)
+        self._assigned = set(assigned)
+
+    async def take(self, wait_seconds: float) -> Taken:
+        """Put what has come into the buffer; waits a while when nothing has.
+
+        Raises:
+            aiokafka.errors.KafkaError: a fetch or the group failed.
+        """
+        consumer = self._consumer
+        consumer._coordinator.check_errors()
+        with consumer._fetcher._subscriptions.fetch_context():
+            fetched: dict[Any, list[RecordBatch]] = await fetch_batches(
+                consumer._fetcher,
+                None,
+                may_take=lambda: True,
+                in_batches=lambda _: True,
+                timeout_seconds=wait_seconds,
+                max_events=_MOST_EVENTS,
+            )
+        events = invalid = records = 0
+        for batches in fetched.values():
+            for batch in batches:
+                new, bad = self._keep(batch)
+                events, invalid, records = events + new, invalid + bad, records + len(batch)
+        return Taken(events, invalid, records)
+
+    async def commit(self) -> None:
+        """Make what was taken durable, then tell the group how far it is."""
+        self._buffer.commit()
+        offsets = {}
+        for partition in self._assigned:
+            following = self._buffer.offset(partition.topic, partition.partition)
+            if following is not None:
+                offsets[partition] = following
+        if not offsets:
+            return
+        try:
+            await self._consumer.commit(offsets)
+        except KafkaError as error:  # a rebalance under way; the buffer knows its place
+            log.debug("The group's offsets were not committed: %s", describe(error))
+
+    async def caught_up(self) -> bool:
+        """Whether everything the broker had at the last fetch was read."""
+        if not self._assigned:
+            return False
+        for partition in self._assigned:
+            end = self._consumer.highwater(partition)
+            if end is None or await self._consumer.position(partition) < end:
+                return False
+        return True
+
+    async def lag(self) -> int:
+        """Events the broker has that were not read yet, as of the last fetches."""
+        total = 0
+        for partition in self._assigned:
+            end = self._consumer.highwater(partition)
+            if end is not None:
+                total += max(0, end - await self._consumer.position(partition))
+        return total
+
+    def _keep(self, batch: RecordBatch) -> tuple[int, int]:
+        following = self._buffer.offset(batch.topic, batch.partition)
+        if following is not None and batch.next_offset < following:
+            # Reading started at `following`; the broker can only be behind it when the topic was made anew.
+            log.warning("%s/%d begins again: the topic was made anew", batch.topic, batch.partition)
+            self._buffer.forget_offset(batch.topic, batch.partition)
+        decoded = decode(batch.values, int(time.time() * 1000), self._settings.max_event_bytes)
+        offsets = np.array(batch.offsets, np.int64)[decoded.positions]
+        kinds = np.full(len(offsets), KIND_OF_TOPIC[batch.topic], np.uint8)
+        new = self._buffer.append(
+            batch.topic,
+            batch.partition,
+            decoded.users,
+            decoded.items,
+            kinds,
+            decoded.times_ms,
+            offsets,
+            batch.next_offset,
+        )
+        return new, len(decoded.rejected)

@@ -1,0 +1,161 @@
+"""What the trainer tells: Prometheus metrics and health over HTTP, TensorBoard scalars where that is installed."""
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from aiohttp import web
+from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, Histogram, Info, generate_latest
+
+from models.finetune import Step
+from models.learner import Outcome
+from streams.errors import BrokerError
+
+_SECONDS = (1, 2, 5, 10, 20, 60, 120, 300, 600, 1800, 3600)
+
+log = logging.getLogger(__name__)
+
+
+class TrainerMetrics:
+    """The trainer's metrics, on a registry of their own."""
+
+    def __init__(self) -> None:
+        self.registry = registry = CollectorRegistry()
+        self.events = Counter("recstream_trainer_events", "events taken into the buffer", registry=registry)
+        self.invalid = Counter("recstream_trainer_invalid", "events that cannot be used", registry=registry)
+        self.lag = Gauge("recstream_trainer_lag", "events not read yet, all partitions", registry=registry)
+        self.buffer_events = Gauge("recstream_trainer_buffer_events", "events in the buffer", registry=registry)
+        self.buffer_bytes = Gauge("recstream_trainer_buffer_bytes", "size of the buffer's file", registry=registry)
+        self.buffer_items = Gauge("recstream_trainer_buffer_items", "items the buffer knows", registry=registry)
+        self.versions = Counter(
+            "recstream_trainer_versions",
+            "passes by what came of them: promoted, rejected, failed",
+            ["result"],
+            registry=registry,
+        )
+        for result in ("promoted", "rejected", "failed"):
+            self.versions.labels(result)
+        self.passes = Counter("recstream_trainer_passes", "passes begun, by trigger", ["trigger"], registry=registry)
+        self.seconds = Histogram(
+            "recstream_trainer_pass_seconds", "training, judging and publishing", buckets=_SECONDS, registry=registry
+        )
+        self.training = Gauge("recstream_trainer_training", "1 while a pass runs", registry=registry)
+        self.progress = Gauge("recstream_trainer_progress", "share of the running pass done", registry=registry)
+        self.loss = Gauge("recstream_trainer_loss", "mean loss of the newest epoch", registry=registry)
+        self.samples = Gauge("recstream_trainer_samples_per_second", "events learnt per second", registry=registry)
+        self.alarms = Counter("recstream_trainer_drift_alarms", "abrupt falls of the hit rate", registry=registry)
+        self.hit_rate = Gauge(
+            "recstream_trainer_hit_rate", "HR@10 of the serving network since the last change", registry=registry
+        )
+        self.ndcg = Gauge("recstream_trainer_gate_ndcg", "NDCG@10 at the gate", ["model"], registry=registry)
+        self.epsilon = Gauge(
+            "recstream_trainer_epsilon", "differential privacy spent by the newest version", registry=registry
+        )
+        self.model = Info("recstream_trainer_model", "the serving version", registry=registry)
+
+    def finished(self, outcome: Outcome, seconds: float) -> None:
+        """Count a pass that came to its end."""
+        gate = outcome.metrics["gate"]
+        result = "promoted" if outcome.promoted else "failed" if outcome.version is None else "rejected"
+        self.versions.labels(result).inc()
+        self.seconds.observe(seconds)
+        self.ndcg.labels("candidate").set(gate["candidate"]["ndcg@10"])
+        self.ndcg.labels("rival").set(gate["rival_quality"]["ndcg@10"])
+        if "epsilon" in outcome.metrics:
+            self.epsilon.set(outcome.metrics["epsilon"])
+
+
+class TrainerHttp:
+    """Serves `/metrics`, `/health/live` and `/health/ready` on the running event loop.
+
+    Args:
+        host: Address to listen on.
+        port: TCP port.
+        metrics: What `/metrics` shows.
+        ready: Whether the trainer has its partitions.
+    """
+
+    def __init__(self, host: str, port: int, metrics: TrainerMetrics, ready: Callable[[], bool]) -> None:
+        self._host, self._port, self._metrics, self._ready = host, port, metrics, ready
+        self._runner: web.AppRunner | None = None
+
+    async def start(self) -> None:
+        """Listen.
+
+        Raises:
+            BrokerError: the port is taken.
+        """
+        app = web.Application()
+        app.add_routes(
+            [
+                web.get("/metrics", self._show_metrics),
+                web.get("/health/live", self._show_live),
+                web.get("/health/ready", self._show_ready),
+            ]
+        )
+        self._runner = web.AppRunner(app, access_log=None)
+        await self._runner.setup()
+        try:
+            await web.TCPSite(self._runner, self._host, self._port).start()
+        except OSError as error:
+            what = f"cannot listen on {self._host}:{self._port}"
+            fix = "set RECSTREAM_TRAINER_HTTP_PORT (or --http-port) to a free port"
+            raise BrokerError(what, str(error), fix) from error
+
+    async def stop(self) -> None:
+        """Stop listening."""
+        if self._runner is not None:
+            await self._runner.cleanup()
+
+    async def _show_metrics(self, _request: web.Request) -> web.Response:
+        text = await asyncio.get_running_loop().run_in_executor(None, generate_latest, self._metrics.registry)
+        return web.Response(body=text, headers={"Content-Type": CONTENT_TYPE_LATEST})
+
+    async def _show_live(self, _request: web.Request) -> web.Response:
+        return web.json_response({"status": "live"})
+
+    async def _show_ready(self, _request: web.Request) -> web.Response:
+        ready = self._ready()
+        return web.json_response({"status": "ready" if ready else "joining"}, status=200 if ready else 503)
+
+
+class Scalars:
+    """TensorBoard scalars of every pass; nothing where the package `tensorboard` is not installed.
+
+    Args:
+        directory: Where the event files go.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self._writer: Any = None
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+
+            self._writer = SummaryWriter(str(directory))
+        except ImportError:
+            log.info("No TensorBoard scalars: install recstream[train] for them")
+
+    def step(self, seen: int, step: Step) -> None:
+        """A batch of a pass; `seen` orders passes on TensorBoard's axis."""
+        if self._writer is not None:
+            self._writer.add_scalar("train/loss", step.loss, seen + int(1000 * step.done), time.time())
+
+    def outcome(self, seen: int, outcome: Outcome) -> None:
+        """The gate's findings."""
+        if self._writer is None:
+            return
+        gate = outcome.metrics["gate"]
+        for name in ("hr@10", "ndcg@10", "mrr@10"):
+            self._writer.add_scalars(
+                f"gate/{name}", {"candidate": gate["candidate"][name], "rival": gate["rival_quality"][name]}, seen
+            )
+        self._writer.add_scalar("gate/promoted", int(outcome.promoted), seen)
+        self._writer.flush()
+
+    def close(self) -> None:
+        """Write what is left."""
+        if self._writer is not None:
+            self._writer.close()
