@@ -180,7 +180,7 @@ def backwards(t: TransitionArrays, row: int, item: np.int32, weight: np.float32)
 
 
 @jit  # type: ignore[untyped-decorator]
-def pair_place(places: int, before: np.int32, last: np.int32) -> tuple[int, np.uint32]:
+def pair_place(places: int, before: np.int32, last: np.int32) -> tuple[np.int64, np.uint32]:
     """Where the pair (before, last) is counted, and the tag that says the place is its own (splitmix64's mixer)."""
     h = (np.uint64(before) << np.uint64(32)) | np.uint64(last)
     h = (h ^ (h >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
@@ -327,7 +327,7 @@ class Transitions:
         return len(self.arrays.used)
 
     def reserve(self, capacity: int) -> None:
-        """Make room for item numbers below ``capacity``; rows keep their strongest successors when they get narrower."""
+        """Make room for item numbers below ``capacity``; rows that get narrower keep their strongest slots."""
         if capacity <= self.capacity:
             return
         arrays, width = self.arrays, self._width(capacity)

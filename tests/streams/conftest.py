@@ -1,5 +1,7 @@
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
+from pathlib import Path
 from typing import Any
 
 import orjson
@@ -11,10 +13,13 @@ from torch import nn
 from models.network import Network, NetworkConfig
 from models.serving import ServingModel
 from models.version import Version
+from streams.broker import EmbeddedBroker
 from streams.fetch import RecordBatch
 from streams.kafka import admin
 from streams.settings import Settings, load_settings
 from streams.topics import create_topics, describe_topics
+from tests.streams.event_log import event_log
+from tests.streams.worker_cluster import Cluster, Reference, decoded, open_cluster, publish_model
 
 
 @pytest.fixture(scope="session")
@@ -95,3 +100,33 @@ def _delete_topics(settings: Settings) -> None:
             client.delete_topics(names)
         while any(state.partitions for state in describe_topics(settings)):
             time.sleep(0.05)
+
+
+@pytest.fixture(scope="session")
+def reference(tmp_path_factory: pytest.TempPathFactory) -> Reference:
+    """24,000 events of 1,500 users over 400 items, and what one undisturbed worker makes of them."""
+    directory = tmp_path_factory.mktemp("reference")
+    registry = directory / "registry"
+    publish_model(registry, items=400, seed=1)
+    records = event_log(24_000, users=1_500, items=400, seed=7)
+    with EmbeddedBroker() as embedded, open_cluster(embedded.bootstrap, directory, "reference", registry) as cluster:
+        worker = cluster.worker()
+        cluster.produce(records)
+        cluster.wait_committed(120)
+        assert worker.stop() == 0, worker.output()
+        states = cluster.state_records()
+    assert sum(row["count"] for row in decoded(states).values()) == len(records)
+    return Reference(records, registry, states)
+
+
+@pytest.fixture(params=["embedded", "kafka"])
+def cluster(
+    request: pytest.FixtureRequest, tmp_path: Path, reference: Reference, unique: Callable[[str], str]
+) -> Iterator[Cluster]:
+    """Empty topics on an embedded broker of the test's own, or on the session's Kafka."""
+    with ExitStack() as stack:
+        if request.param == "embedded":
+            bootstrap = stack.enter_context(EmbeddedBroker()).bootstrap
+        else:
+            bootstrap = request.getfixturevalue("kafka_broker")
+        yield stack.enter_context(open_cluster(bootstrap, tmp_path, unique("app"), reference.registry))
