@@ -1,11 +1,11 @@
 """The one error tree of recstream.
 
-    RecstreamError
-    ├── SettingsError      (streams.settings)  a setting is missing or invalid
-    ├── BrokerError        (streams.errors)    Kafka cannot be reached or refuses
-    ├── TableError         (models.tables)     an input table cannot be read
-    ├── VersionRefused     (models.registry)   a model version is corrupt or does not fit
-    └── StateError         (state.errors)      a state file or record cannot be used
+RecstreamError
+├── SettingsError      (streams.settings)  a setting is missing or invalid
+├── BrokerError        (streams.errors)    Kafka cannot be reached or refuses
+├── TableError         (models.tables)     an input table cannot be read
+├── VersionRefused     (models.registry)   a model version is corrupt or does not fit
+└── StateError         (state.errors)      a state file or record cannot be used
 """
 
 

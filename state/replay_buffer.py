@@ -30,7 +30,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from state.errors import StateError
+from state.names import Names
 from state.replay_log import FrameLog, encode_frame
+from state.replay_retention import Shares, kept
 from state.replay_sample import Sample, reservoir_blocks
 
 RECENT_SHARE: Final = 0.4  # of the capacity; with the next two this leaves a fifth free after a compaction
@@ -100,7 +102,7 @@ class ReplayBuffer:
         self._offsets: dict[str, int] = {}
         self._size = 0
         self._columns: dict[str, NDArray[Any]] = {name: np.empty(4096, dtype) for name, dtype in _COLUMNS.items()}
-        self._users, self._items = _Names(), _Names()
+        self._users, self._items = Names(), Names()
         self._item_counts, self._item_last_ms = np.zeros(1024, np.int64), np.zeros(1024, np.int64)
         self._written = self._written_users = self._written_items = 0
         self._unwritten_offsets: dict[str, int] = {}
@@ -320,8 +322,12 @@ class ReplayBuffer:
         return int.from_bytes(digest, "little")
 
     def _compact(self) -> None:
-        keep = self._kept()
-        users, items = self._columns["users"][: self._size][keep], self._columns["items"][: self._size][keep]
+        settings, held = self.settings, self._columns["users"][: self._size]
+        shares = Shares(*(int(share * settings.capacity) for share in (RECENT_SHARE, CONTEXT_SHARE, RESERVOIR_SHARE)))
+        keep, self._threshold = kept(
+            held, self._hashes(), self._threshold, shares, settings.context, settings.most_per_user
+        )
+        users, items = held[keep], self._columns["items"][: self._size][keep]
         user_numbers = self._users.retain(np.bincount(users, minlength=len(self._users)) > 0)
         item_mask = self._items_kept(items)
         item_numbers = self._items.retain(item_mask)
@@ -355,33 +361,6 @@ class ReplayBuffer:
         self._log.replace(encode_frame(head, columns))
         self._mark_written()
 
-    def _kept(self) -> NDArray[np.bool_]:
-        """Which events a full buffer keeps (N,); lowers the reservoir's threshold where it must."""
-        settings, n = self.settings, self._size
-        users = self._columns["users"][:n]
-        recent = np.arange(n) >= n - int(RECENT_SHARE * settings.capacity)
-        active = np.zeros(len(self._users), np.bool_)
-        active[users[recent]] = True
-        older = np.flatnonzero(~recent)
-        distance = _distance_from_end(users[older])  # 1 for a user's last event before the window
-        near = active[users[older]] & (distance <= settings.context)
-        candidates = older[near]
-        closest = np.lexsort((-candidates, distance[near]))[: int(CONTEXT_SHARE * settings.capacity)]
-        keep = recent
-        keep[candidates[closest]] = True
-
-        held = older[distance <= settings.most_per_user]
-        sizes = np.bincount(users[held], minlength=len(self._users))
-        hashes = self._hashes()
-        order = np.argsort(hashes, kind="stable")
-        order = order[sizes[order] > 0]
-        fits = np.cumsum(sizes[order]) <= int(RESERVOIR_SHARE * settings.capacity)
-        if not fits.all():
-            first_out = int(np.argmin(fits))
-            self._threshold = min(self._threshold, max(int(hashes[order[first_out]]) - 1, 0))
-        keep[held[hashes[users[held]] <= np.uint64(self._threshold)]] = True
-        return keep
-
     def _items_kept(self, items: NDArray[np.int32]) -> NDArray[np.bool_]:
         known = len(self._items)
         held = np.bincount(items, minlength=known) > 0
@@ -393,57 +372,7 @@ class ReplayBuffer:
         return np.ones(known, np.bool_)
 
 
-class _NumberOf(dict[str, int]):
-    """A dict that numbers a missing name, so that a batch of known names is looked up without Python code."""
-
-    __slots__ = ("_names",)
-
-    def __init__(self, names: list[str]) -> None:
-        super().__init__(zip(names, range(len(names)), strict=True))
-        self._names = names
-
-    def __missing__(self, name: str) -> int:
-        number = self[name] = len(self._names)
-        self._names.append(name)
-        return number
-
-
-class _Names:
-    """Names <-> numbers 0, 1, 2, ... in order of appearance."""
-
-    def __init__(self) -> None:
-        self.names: list[str] = []
-        self._number_of = _NumberOf(self.names)
-
-    def __len__(self) -> int:
-        return len(self.names)
-
-    def numbers(self, names: Sequence[str]) -> NDArray[np.int32]:
-        return np.fromiter(map(self._number_of.__getitem__, names), np.int32, len(names))
-
-    def extend(self, names: Sequence[str]) -> None:
-        self.numbers(names)
-
-    def retain(self, mask: NDArray[np.bool_]) -> NDArray[np.int32]:
-        """Keep the names of `mask`; returns the new number of each old one (those let go are meaningless)."""
-        self.names = [name for name, kept in zip(self.names, mask.tolist(), strict=True) if kept]
-        self._number_of = _NumberOf(self.names)
-        return (np.cumsum(mask) - 1).astype(np.int32)
-
-
 def _grown(array: NDArray[Any], size: int, fill: int | None = None) -> NDArray[Any]:
     grown = np.empty(size, array.dtype) if fill is None else np.full(size, fill, array.dtype)
     grown[: len(array)] = array
     return grown
-
-
-def _distance_from_end(users: NDArray[np.int32]) -> NDArray[np.int64]:
-    """For each event (N,) in order of arrival: 1 for its user's last one, 2 for the one before, ..."""
-    order = np.argsort(users, kind="stable")
-    owner = users[order]
-    distance = np.empty(len(users), np.int64)
-    if len(users):
-        closes = np.flatnonzero(np.concatenate((owner[1:] != owner[:-1], [True])))
-        runs = np.diff(closes, prepend=-1)
-        distance[order] = np.repeat(closes, runs) - np.arange(len(owner)) + 1
-    return distance
