@@ -23,7 +23,13 @@ from benchmarks.harness.report import console, save, table
 
 OURS = "recstream"
 FUSED = "recstream_fused"
-PREFIX = {OURS: 1.0, FUSED: 1.0, "bare_loop": 1.0, "quix": 0.5, "plain_faust": 0.05}  # share of the log each answers in one run
+PREFIX = {
+    OURS: 1.0,
+    FUSED: 1.0,
+    "bare_loop": 1.0,
+    "quix": 0.5,
+    "plain_faust": 0.05,
+}  # share of the log each answers in one run
 REPEATED = (OURS, FUSED, "bare_loop", "quix")
 TITLES = {
     OURS: "recstream\nGRU(128), changelog",

@@ -333,9 +333,9 @@ class ReplayBuffer:
         item_numbers = self._items.retain(item_mask)
         known = len(item_mask)
         for array in (self._item_counts, self._item_last_ms):
-            kept = array[:known][item_mask]
+            remaining = array[:known][item_mask]
             array[:] = 0
-            array[: len(kept)] = kept
+            array[: len(remaining)] = remaining
         for name, values in (
             ("users", user_numbers[users]),
             ("items", item_numbers[items]),

@@ -18,7 +18,8 @@ from streams.settings import Settings
 from streams.topics import TRANSITIONS, changelog_id, ensure_topic, require_topics, topic_specs
 from streams.warmup import warm_up
 
-_CRASH_SECONDS: Final = 20.0
+_CLOSE_SECONDS: Final = 10.0  # to close all clients once the last events are flushed
+_LONGEST_STOP_SECONDS: Final = 40.0  # below the supervisor's grace period
 _SWITCH_SECONDS: Final = 0.0005  # the event loop waits at most so long for the compute thread to yield the interpreter
 
 log = logging.getLogger(__name__)
@@ -48,19 +49,20 @@ def run_worker(settings: Settings, index: int = 0) -> None:
     worker_app = create_app(settings, index, changelog_id(settings), shared)
     worker = faust.Worker(worker_app.app, loop=loop, loglevel="INFO", redirect_stdouts=False, quiet=True)
     logging.getLogger("aiokafka").setLevel(logging.WARNING)
-    threading.Thread(target=_end_after_crash, args=(worker_app.app,), daemon=True).start()
+    limit = min(settings.rebalance_timeout_seconds + _CLOSE_SECONDS, _LONGEST_STOP_SECONDS)
+    threading.Thread(target=_end_in_time, args=(worker_app.app, limit), daemon=True).start()
     worker.execute_from_commandline()
 
 
-def _end_after_crash(app: Any) -> None:
-    """End the process when a crashed worker does not get through its clean-up: its supervisor waits for that.
+def _end_in_time(app: Any, seconds: float) -> None:
+    """End the process when a stop or a crash does not come to its end: a supervisor waits for that before it restarts.
 
-    Without a broker, closing the clients can take minutes.
+    Without a broker, closing the clients takes minutes or for ever.
     """
-    while not app.crashed:
-        time.sleep(1.0)
-    time.sleep(_CRASH_SECONDS)
-    log.critical("The crashed worker did not stop within %.0f s: ending the process", _CRASH_SECONDS)
+    while not app.should_stop:
+        time.sleep(0.5)
+    time.sleep(seconds)
+    log.critical("The worker did not stop within %.0f s: ending it. Events since its last commit are repeated", seconds)
     logging.shutdown()
     os._exit(1)
 
