@@ -83,9 +83,10 @@ class Cadence:
         self._alarm_at, self._hurried = max(0, seen - alarm.width), 0
         self._wanted_rate = max(self._wanted_rate, self._settings.recovered * alarm.before)
 
-    def changed(self, seen: int) -> int:
-        """Events since the change an alarm told of, 0 when there is none."""
-        return 0 if self._alarm_at is None else seen - self._alarm_at
+    @property
+    def changed_at(self) -> int | None:
+        """Events seen when the change began that an alarm told of, None when there is none."""
+        return self._alarm_at
 
     def observe(self, rate: float) -> None:
         """The hit rate over the newest events; once it has recovered the usual cadence is enough."""

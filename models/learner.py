@@ -43,9 +43,9 @@ class LearnSettings:
     Attributes:
         recent: Newest events of a pass, all learnt.
         reservoir: Older events of a pass, drawn at random.
-        drift_least: Fewest events of a pass after an alarm, however soon it came.
-        refit_growth: The model is fitted anew, from nothing, when the events seen have grown by this factor since the
-            last time: a model begun on little data is not merely patched. 0 never does.
+        fine_least: Events since a change below which a model is patched rather than fitted anew.
+        refit_growth: The model is fitted anew, from nothing, when the events seen (since a change, where there was one)
+            have grown by this factor since the last time: a model begun on little data is not merely patched. 0 never.
         refit_most: Most events of such a fit; a longer history is fine-tuned only.
         keep_versions: Newest versions kept in the registry.
         seed: Randomness of everything.
@@ -54,7 +54,7 @@ class LearnSettings:
 
     recent: int = 20_000
     reservoir: int = 20_000
-    drift_least: int = 1_000
+    fine_least: int = 1_000
     refit_growth: float = 2.0
     refit_most: int = 200_000
     keep_versions: int = 20
@@ -72,6 +72,7 @@ class Job:
         anew: Fit from nothing even though there is a parent.
         seed: Randomness of training.
         trigger: Why it began: ``events``, ``time``, ``drift``, ``cold-start``, ``once``.
+        since: Events seen when the stream changed, 0 when it did not: only later ones are learnt.
         fitted_seen: Events seen when the line of versions was last fitted from nothing.
         sample: What it trains on.
     """
@@ -81,6 +82,7 @@ class Job:
     anew: bool
     seed: int
     trigger: str
+    since: int
     fitted_seen: int
     sample: Sample
 
@@ -123,37 +125,39 @@ class Learner:
     ) -> None:
         self.registry, self.settings, self.device = registry, settings or LearnSettings(), device
         self._directory, self._origin = directory / "pass", dict(origin or {})
+        self._missed = 0  # the change whose aftermath alone no longer makes a better model
 
-    def begin(self, buffer: ReplayBuffer, trigger: str, changed: int = 0) -> Job | None:
+    def begin(self, buffer: ReplayBuffer, trigger: str, changed_at: int | None = None) -> Job | None:
         """Take a sample and put a new pass on disk; one that was under way is dropped.
-
-        Returns:
-            The pass, None when too little in the buffer is new to the serving version.
 
         Args:
             buffer: Where the events are.
             trigger: Why.
-            changed: After an alarm: events since the change. Older ones no longer tell what follows what, so only as
-                many of them are mixed in.
+            changed_at: After an alarm: events seen when the stream changed. Older events no longer tell what follows
+                what, so they are learnt no more, here and in the passes of the versions that come of it; until one of
+                those is rejected, which says that the older ones are missed.
+
+        Returns:
+            The pass, None when too little in the buffer is new to the serving version.
 
         Raises:
             RecstreamError: The registry or the disk refuses.
         """
-        parent = self.registry.current()
-        seed = _seed(self.settings.seed, buffer.seen)
-        fitted = self._fitted(parent)
-        growth, most = self.settings.refit_growth, self.settings.refit_most
-        anew = parent is None or (0 < growth <= buffer.seen / max(fitted, 1) and len(buffer) <= most and not changed)
-        recent, reservoir = self.settings.recent, self.settings.reservoir
-        if anew:
-            recent, reservoir = min(len(buffer), most), 0
-        elif changed:
-            recent = reservoir = min(max(changed, self.settings.drift_least), recent)
-        sample = buffer.sample(recent, reservoir, seed)
-        digest = hashlib.sha256(f"{parent} {buffer.seen} {seed} {trigger} {dict(sample.offsets)}".encode())
-        fitted = buffer.seen if anew else fitted
-        job = Job(digest.hexdigest()[:16], parent, anew, seed, trigger, fitted, sample)
-        if unseen(sample, self._parent(job)) < 2 * self.settings.fine.gate.fewest_events:
+        settings, parent, seen = self.settings, self.registry.current(), buffer.seen
+        lineage = {} if parent is None else self.registry.describe(parent).lineage
+        since = int(lineage.get("since", 0)) if changed_at is None else changed_at
+        if since == self._missed and changed_at is None:
+            since = 0
+        fitted = int(lineage.get("fitted_seen", lineage.get("events", 0)))
+        grown = (seen - since) / max(fitted - since, settings.fine_least)
+        small = min(len(buffer), seen - since) <= settings.refit_most
+        anew = parent is None or (0 < settings.refit_growth <= grown and small)
+        recent, reservoir = (settings.refit_most, 0) if anew else (settings.recent, settings.reservoir)
+        recent = min(recent, seen - since)
+        sample = buffer.sample(recent, min(reservoir, seen - since - recent), _seed(settings.seed, seen), since)
+        digest = hashlib.sha256(f"{parent} {seen} {trigger} {sorted(sample.offsets.items())}".encode())
+        job = Job(digest.hexdigest()[:16], parent, anew, sample.seed, trigger, since, seen if anew else fitted, sample)
+        if unseen(sample, self._parent(job)) < 2 * settings.fine.gate.fewest_events:
             return None
         self._write(job)
         return job
@@ -201,6 +205,7 @@ class Learner:
             published = self._publish(job, candidate, verdict)
         summary = self.registry.describe(published)
         promoted = bool(summary.metrics["gate"]["promoted"])
+        self._missed = 0 if promoted else job.since
         if promoted:
             serving = self.registry.current()
             if serving == job.parent:
@@ -216,12 +221,6 @@ class Learner:
     def tidy(self) -> list[str]:
         """Delete versions beyond `keep_versions`; returns their names."""
         return self.registry.retention(self.settings.keep_versions)
-
-    def _fitted(self, parent: str | None) -> int:
-        if parent is None:
-            return 0
-        lineage = self.registry.describe(parent).lineage
-        return int(lineage.get("fitted_seen", lineage.get("events", 0)))
 
     def _parent(self, job: Job) -> Version | None:
         return self.registry.load(job.parent) if job.parent is not None else None
@@ -239,6 +238,7 @@ class Learner:
             **candidate.lineage,
             "pass": job.id,
             "trigger": job.trigger,
+            "since": job.since,
             "fitted_seen": job.fitted_seen,
         }
         return self.registry.publish(candidate.network, candidate.vocabulary, metrics, lineage, promote=False)

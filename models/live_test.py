@@ -27,8 +27,8 @@ class LiveTest:
         self._network: Network = version.network()
         self._row_of = {item_id: row for row, item_id in enumerate(version.vocabulary)}
 
-    def hits(self, sample: Sample, k: int = 10) -> NDArray[np.bool_]:
-        """Which of the sample's recent events were among the k best (K,), in order of arrival.
+    def hits(self, sample: Sample, k: int = 10) -> tuple[NDArray[np.bool_], NDArray[np.uint64]]:
+        """Which of the sample's recent events were among the k best (K,), in order of arrival, and whose they are (K,).
 
         A user's first event is left out, it cannot be foretold from a state; an item without a row is a miss.
         """
@@ -39,4 +39,4 @@ class LiveTest:
         ranks = ranks_of(self._network, source, wanted)
         arrival = np.argsort(order[events], kind="stable")
         hits: NDArray[np.bool_] = ranks[arrival] <= k
-        return hits
+        return hits, sample.user_hashes[sample.users[order[events][arrival]]]

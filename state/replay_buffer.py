@@ -103,6 +103,7 @@ class ReplayBuffer:
         self._size = 0
         self._columns: dict[str, NDArray[Any]] = {name: np.empty(4096, dtype) for name, dtype in _COLUMNS.items()}
         self._users, self._items = Names(), Names()
+        self._user_hashes = np.zeros(0, np.uint64)
         self._item_counts, self._item_last_ms = np.zeros(1024, np.int64), np.zeros(1024, np.int64)
         self._written = self._written_users = self._written_items = 0
         self._unwritten_offsets: dict[str, int] = {}
@@ -222,7 +223,7 @@ class ReplayBuffer:
         self._log.append(encode_frame(head, columns))
         self._mark_written()
 
-    def sample(self, recent: int, reservoir: int, seed: int) -> Sample:
+    def sample(self, recent: int, reservoir: int, seed: int, since: int = 0) -> Sample:
         """Events to train on: the newest `recent` ones and up to `reservoir` older ones drawn at random.
 
         With them come all earlier events of the same users, not to learn from, but to start from the true state.
@@ -231,12 +232,15 @@ class ReplayBuffer:
             recent: Size of the recent window.
             reservoir: Most older events to learn from.
             seed: Randomness of the draw; the same seed and log give the same sample.
+            since: Learn nothing of the first so many events ever seen.
         """
         n = self._size
         users = self._columns["users"][:n]
-        is_recent = np.arange(n) >= n - recent
+        # The newest events are all here, so those taken in after `since` are the last ones, or as many as there are.
+        allowed = np.arange(n) >= n - (self.seen - since)
+        is_recent = (np.arange(n) >= n - recent) & allowed
         hashes = self._hashes()
-        eligible = ~is_recent & (hashes[users] <= np.uint64(self._threshold))
+        eligible = ~is_recent & allowed & (hashes[users] <= np.uint64(self._threshold))
         learn = is_recent | reservoir_blocks(users, eligible, reservoir, np.random.default_rng((seed, self.seen)))
         involved = np.zeros(len(self._users), np.bool_)
         involved[users[learn]] = True
@@ -253,6 +257,7 @@ class ReplayBuffer:
             times_ms=self._columns["times_ms"][:n][keep],
             learn=learn[keep],
             recent=is_recent[keep],
+            user_hashes=hashes[involved],
             item_ids=list(self._items.names),
             item_counts=self._item_counts[:known].copy(),
             item_last_ms=self._item_last_ms[:known].copy(),
@@ -315,7 +320,12 @@ class ReplayBuffer:
         self._unwritten_offsets = {}
 
     def _hashes(self) -> NDArray[np.uint64]:
-        return np.fromiter(map(self._hash, self._users.names), np.uint64, len(self._users))
+        """Seeded hash of every user (U,); each is computed once."""
+        known = len(self._user_hashes)
+        if known < len(self._users):
+            new = np.fromiter(map(self._hash, self._users.names[known:]), np.uint64, len(self._users) - known)
+            self._user_hashes = np.concatenate((self._user_hashes, new))
+        return self._user_hashes
 
     def _hash(self, user: str) -> int:
         digest = blake2b(user.encode("utf-8", "surrogatepass"), digest_size=8, key=self._hash_key).digest()
@@ -328,7 +338,9 @@ class ReplayBuffer:
             held, self._hashes(), self._threshold, shares, settings.context, settings.most_per_user
         )
         users, items = held[keep], self._columns["items"][: self._size][keep]
-        user_numbers = self._users.retain(np.bincount(users, minlength=len(self._users)) > 0)
+        remain = np.bincount(users, minlength=len(self._users)) > 0
+        self._user_hashes = self._user_hashes[remain]
+        user_numbers = self._users.retain(remain)
         item_mask = self._items_kept(items)
         item_numbers = self._items.retain(item_mask)
         known = len(item_mask)

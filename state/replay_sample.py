@@ -29,6 +29,7 @@ class Sample:
         times_ms: (N,) int64.
         learn: (N,) which events to learn from; the others only build the state before them.
         recent: (N,) which events are of the recent window; all of them are to learn from too.
+        user_hashes: Seeded hash of each user's id (U,) uint64, the same from sample to sample.
         item_ids: Every item the buffer knows (I), in the sample or not.
         item_counts: (I,) int64, events of each item since the buffer began.
         item_last_ms: (I,) int64, time of each item's newest event.
@@ -43,6 +44,7 @@ class Sample:
     times_ms: NDArray[np.int64]
     learn: NDArray[np.bool_]
     recent: NDArray[np.bool_]
+    user_hashes: NDArray[np.uint64]
     item_ids: list[str]
     item_counts: NDArray[np.int64]
     item_last_ms: NDArray[np.int64]
@@ -99,7 +101,9 @@ class Sample:
         )
 
 
-_COLUMNS: Final = ("users", "items", "kinds", "times_ms", "learn", "recent", "item_counts", "item_last_ms")
+_COLUMNS: Final = (
+    "users", "items", "kinds", "times_ms", "learn", "recent", "user_hashes", "item_counts", "item_last_ms"
+)  # fmt: skip
 
 
 def reservoir_blocks(

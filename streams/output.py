@@ -29,6 +29,7 @@ class Output:
         self._settings = settings
         self._producer: Any = None
         self._unacknowledged: set[asyncio.Future[RecordMetadata]] = set()
+        self._queued: dict[tuple[str, int], Any] = {}
         self._bytes = 0
         self._room = asyncio.Event()
         self._room.set()
@@ -53,6 +54,16 @@ class Output:
         if self._producer is not None:
             await self._producer.stop()
 
+    async def taken(self, topic: str, partition: int) -> None:
+        """Wait until the last batch of a partition is on its way.
+
+        A produce request carries one batch per partition and one request is under way at a time: batches queued behind
+        each other would wait for as many round trips. Waiting here instead makes the next round larger.
+        """
+        queued = self._queued.get((topic, partition))
+        if queued is not None and not queued._drain_waiter.done():
+            await asyncio.wait([queued._drain_waiter])
+
     async def know(self, topic: str) -> None:
         """Learn where the partitions of `topic` are; free once they are known."""
         await self._producer.partitions_for(topic)
@@ -67,6 +78,7 @@ class Output:
         if accumulator._exception is not None:
             raise accumulator._exception
         pending: Any = accumulator._append_batch(batch, TopicPartition(topic, partition))
+        self._queued[topic, partition] = pending
         future: asyncio.Future[RecordMetadata] = pending.future
         size = batch.size()
         self._bytes += size

@@ -81,6 +81,7 @@ class Pipeline(Service):  # type: ignore[misc]
         self.progressed_at = time.monotonic()
         self._compute = Compute(recommender, metrics, settings.max_event_bytes)
         self._output = Output(settings)
+        self._state_output = Output(settings)  # a connection of its own: recommendations do not wait behind a flush
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="compute")
         self._waiting: asyncio.Queue[Any] = asyncio.Queue(_MAX_WAITING)
         self._arrived = asyncio.Event()
@@ -98,12 +99,14 @@ class Pipeline(Service):  # type: ignore[misc]
 
     async def on_start(self) -> None:
         """Connect the producer."""
-        await self._output.start((RECOMMENDATIONS, CHANGELOG, INVALID_EVENTS))
+        await self._output.start((RECOMMENDATIONS, INVALID_EVENTS))
+        await self._state_output.start((CHANGELOG,))
 
     async def on_stop(self) -> None:
         """Disconnect; everything worth keeping was flushed when the partitions were handed over."""
         self.ready = False
         await self._output.stop()
+        await self._state_output.stop()
         self._thread.shutdown()
         if self._cold is not None:
             self._cold.close()
@@ -183,6 +186,7 @@ class Pipeline(Service):  # type: ignore[misc]
             self._compute.rounds(work) if size <= _INLINE_EVENTS else await self.in_thread(self._compute.rounds, work)
         )
         for (partition, _), made in zip(work, produced, strict=True):
+            await self._output.taken(RECOMMENDATIONS, partition.number)
             for encoded in made.recommendations:
                 self._output.send(RECOMMENDATIONS, partition.number, encoded)
             for letters in encode_dead_letters(made.dead_letters):
@@ -231,7 +235,7 @@ class Pipeline(Service):  # type: ignore[misc]
         if not await self._still_ours(tenure):
             return  # the next owner has these events; a record written now would hide its newer one
         written = [
-            (part.partition, self._output.send(CHANGELOG, part.partition.number, encoded), encoded.record_count())
+            (part.partition, self._state_output.send(CHANGELOG, part.partition.number, encoded), encoded.record_count())
             for part in flushed
             for encoded in part.batches
         ]

@@ -83,19 +83,24 @@ class EncodedBatch:
 
 
 def encode_batches(
-    keys: Blobs, values: Blobs, timestamp_ms: int, tombstones: NDArray[np.bool_] | None = None
+    keys: Blobs,
+    values: Blobs,
+    timestamp_ms: int,
+    tombstones: NDArray[np.bool_] | None = None,
+    max_bytes: int = MAX_BATCH_BYTES,
 ) -> Iterator[EncodedBatch]:
-    """Frame N (key, value) records into batches of at most `MAX_BATCH_BYTES` (a single larger record goes alone).
+    """Frame N (key, value) records into batches of at most `max_bytes` (a single larger record goes alone).
 
     Args:
         keys: N keys.
         values: N values.
         timestamp_ms: create time of all of them.
         tombstones: (N,) records whose value is null, none by default.
+        max_bytes: size of a batch.
     """
     count = len(keys.offsets) - 1
     null = np.zeros(count, np.bool_) if tombstones is None else tombstones
-    out = np.empty(min(MAX_BATCH_BYTES, int(keys.offsets[-1] + values.offsets[-1]) + 32 * count) + 32, np.uint8)
+    out = np.empty(min(max_bytes, int(keys.offsets[-1] + values.offsets[-1]) + 32 * count) + 32, np.uint8)
     start = 0
     while start < count:
         largest = int(keys.offsets[start + 1] - keys.offsets[start] + values.offsets[start + 1] - values.offsets[start])

@@ -28,6 +28,7 @@ from models.registry import Registry
 from models.vocabulary import VocabularySettings
 from state.errors import RecstreamError
 from state.replay_buffer import ReplayBuffer, ReplaySettings
+from state.replay_sample import Sample
 from streams.announce import Announcement, announce
 from streams.console import progress_bar, screen
 from streams.event_feed import EventFeed
@@ -244,12 +245,12 @@ class Trainer:
         trigger = self._cadence.due(seen, now, self._serving is not None)
         if trigger is None:
             return
-        self._begin(trigger, self._cadence.changed(seen) if trigger == "drift" else 0)
+        self._begin(trigger, self._cadence.changed_at)
         self._cadence.began(seen, now)
 
-    def _begin(self, trigger: str, changed: int = 0) -> None:
+    def _begin(self, trigger: str, changed_at: int | None = None) -> None:
         try:
-            job = self._learner.begin(self._buffer, trigger, changed)
+            job = self._learner.begin(self._buffer, trigger, changed_at)
         except RecstreamError as error:
             log.error("No pass could begin. %s", error)
             self.metrics.versions.labels("failed").inc()
@@ -349,9 +350,9 @@ class Trainer:
         sample = self._buffer.sample(min(new, _TEST_EVENTS), 0, 0)
         self._testing = asyncio.create_task(self._judge(self._live, sample))
 
-    async def _judge(self, live: LiveTest, sample: Any) -> None:
-        hits = await asyncio.get_running_loop().run_in_executor(self._test_thread, live.hits, sample)
-        alarm = self._drift.watch(hits)
+    async def _judge(self, live: LiveTest, sample: Sample) -> None:
+        hits, users = await asyncio.get_running_loop().run_in_executor(self._test_thread, live.hits, sample)
+        alarm = self._drift.watch(hits, users)
         self.metrics.hit_rate.set(self._drift.rate)
         self._cadence.observe(self._drift.rate)
         if alarm is not None:

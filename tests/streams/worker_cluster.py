@@ -134,8 +134,8 @@ class Cluster:
             consumer = AIOKafkaConsumer(
                 bootstrap_servers=self.bootstrap, group_id=self.app_id, enable_auto_commit=False
             )
-            await consumer.start()
             try:
+                await consumer.start()
                 consumer.assign(partitions)
                 return {tp: offset for tp in partitions if (offset := await consumer.committed(tp) or 0)}
             finally:

@@ -1,0 +1,51 @@
+"""What restoring makes of a changelog in which an older record follows a newer one."""
+
+import numpy as np
+
+from state.arena import Arena
+from state.items import ItemIndex
+from state.record import empty_rows, encode
+from state.store import UserStore
+from streams.fetch import RecordBatch
+from streams.partition import Partition
+from streams.restore import _load_batch
+from streams.topics import CHANGELOG
+
+
+def changelog(*records: tuple[str, int | None], first: int = 0) -> RecordBatch:
+    """(user, events applied) in log order; None is a tombstone."""
+    rows = empty_rows(len(records), 4)
+    rows["count"] = [count or 0 for _, count in records]
+    rows["offsets"][:, 0] = rows["count"].astype(np.int64) - 1
+    values = [None if count is None else value for (_, count), value in zip(records, encode(rows), strict=True)]
+    offsets = list(range(first, first + len(records)))
+    return RecordBatch(CHANGELOG, 0, offsets, offsets, [user.encode() for user, _ in records], values, offsets[-1] + 1)
+
+
+def restored(*batches: RecordBatch) -> tuple[dict[str, int], set[str]]:
+    """Events applied of each user, and the users to be written again."""
+    arena = Arena(state_size=4, top_k=2)
+    partition = Partition(0, UserStore(arena, ItemIndex()))
+    assert sum(_load_batch(partition, batch) for batch in batches) == 0
+    counts = {user: int(arena.count[slot]) for slot, user in enumerate(arena.users) if user is not None}
+    return counts, {user for user in counts if arena.dirty[arena.find(user)]}
+
+
+def test_the_last_record_of_a_user_counts() -> None:
+    assert restored(changelog(("ann", 1), ("bob", 1), ("ann", 3)), changelog(("bob", 2), first=3)) == (
+        {"ann": 3, "bob": 2},
+        set(),
+    )
+
+
+def test_an_older_record_behind_a_newer_one_is_ignored_and_overwritten() -> None:
+    """A worker that lost its partitions while it was suspended wrote it; compaction would keep it."""
+    late = restored(changelog(("ann", 7), ("bob", 2), ("ann", 4)))
+    assert late == ({"ann": 7, "bob": 2}, {"ann"})
+    much_later = restored(changelog(("ann", 7), ("bob", 2)), changelog(("ann", 4), ("bob", 3), first=2))
+    assert much_later == ({"ann": 7, "bob": 3}, {"ann"})
+
+
+def test_a_tombstone_erases() -> None:
+    assert restored(changelog(("ann", 7), ("bob", 2)), changelog(("ann", None), first=2)) == ({"bob": 2}, set())
+    assert restored(changelog(("ann", 7), ("ann", None), ("ann", 1))) == ({"ann": 1}, set())
