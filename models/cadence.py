@@ -1,9 +1,11 @@
 """When to train: after so many events, so much time, or at once when the serving model stops foretelling events."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Final, Literal
 
 from models.drift import Alarm
+
+_FALSE_ALARM: Final = 2  # rejected passes after an alarm
 
 Trigger = Literal["cold-start", "events", "time", "drift"]
 
@@ -17,6 +19,7 @@ class CadenceSettings:
         every_seconds: Most time between two passes; 0 leaves it to the events.
         cold_start_events: Events before the first model.
         least_new: New events that a pass is worth.
+        drift_least: Events since a change before the first pass after its alarm: fewer teach nothing.
         drift_every: New events between two passes after an alarm.
         drift_passes: Passes after an alarm before the usual cadence again.
         recovered: Share of the hit rate before an alarm that ends its hurry.
@@ -26,6 +29,7 @@ class CadenceSettings:
     every_seconds: float = 300.0
     cold_start_events: int = 2_000
     least_new: int = 200
+    drift_least: int = 500
     drift_every: int = 1_000
     drift_passes: int = 8
     recovered: float = 0.9
@@ -48,7 +52,7 @@ class Cadence:
     def __init__(self, settings: CadenceSettings, seen: int, now_seconds: float) -> None:
         self._settings, self._seen, self._since = settings, seen, now_seconds
         self._alarm_at: int | None = None  # events seen when the change began
-        self._hurried = 0  # passes since the alarm
+        self._hurried = self._refused = 0  # passes since the alarm, and rejected ones
         self._wanted_rate = 0.0
 
     def due(self, seen: int, now_seconds: float, serving: bool) -> Trigger | None:
@@ -63,15 +67,17 @@ class Cadence:
         if not serving:
             enough = seen >= settings.cold_start_events and new >= settings.least_new
             return "cold-start" if enough else None
-        if self._alarm_at is not None and new >= (settings.drift_every if self._hurried else 1):
-            return "drift"
+        if self._alarm_at is not None:
+            first = not self._hurried and seen - self._alarm_at >= settings.drift_least
+            if first or (self._hurried and new >= settings.drift_every):
+                return "drift"
         if new >= min(settings.every_events, max(self._seen, settings.cold_start_events)):
             return "events"
         late = settings.every_seconds > 0 and now_seconds - self._since >= settings.every_seconds
         return "time" if late and new >= settings.least_new else None
 
     def began(self, seen: int, now_seconds: float) -> None:
-        """A pass has begun, or was tried."""
+        """A pass has begun, or had nothing to learn."""
         self._seen, self._since = seen, now_seconds
         if self._alarm_at is not None:
             self._hurried += 1
@@ -80,7 +86,7 @@ class Cadence:
 
     def alarm(self, alarm: Alarm, seen: int) -> None:
         """The hit rate has fallen."""
-        self._alarm_at, self._hurried = max(0, seen - alarm.width), 0
+        self._alarm_at, self._hurried, self._refused = max(0, seen - alarm.width), 0, 0
         self._wanted_rate = max(self._wanted_rate, self._settings.recovered * alarm.before)
 
     @property
@@ -91,6 +97,12 @@ class Cadence:
     def observe(self, rate: float) -> None:
         """The hit rate over the newest events; once it has recovered the usual cadence is enough."""
         if self._alarm_at is not None and self._hurried and rate >= self._wanted_rate:
+            self._calm()
+
+    def rejected(self) -> None:
+        """The pass was not good enough. Two of them mean that the alarm was false: the older events are still true."""
+        self._refused += 1
+        if self._refused >= _FALSE_ALARM:
             self._calm()
 
     def _calm(self) -> None:

@@ -16,7 +16,7 @@ from models.softmax import Sampler, full_softmax, sampled_softmax
 class NextItemLoss(nn.Module):
     """Sum of the cross entropies of a batch's targets, over a given number of targets.
 
-    On CUDA the forward pass runs in bfloat16 where that is safe (torch's autocast rules; weights and loss stay float32).
+    On CUDA the forward pass runs in bfloat16 where that is safe (torch autocast); weights and loss stay float32.
 
     Args:
         network: The network to train.

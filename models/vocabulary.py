@@ -96,7 +96,7 @@ def transplant(network: Network, growth: Growth, sample: Sample, seed: int) -> N
     """A network for the new vocabulary: kept rows and all other weights bit for bit, new rows from their company.
 
     A new item starts at the mean embedding of the items its users had just before and after it (weight one over the
-    distance), where there is no such item at the unknown row, either with a little noise so that no two are one. Its bias
+    distance), where there is no such item at the unknown row, either with some noise so that no two are one. Its bias
     is what its count would give it, on the scale of the biases there are.
 
     Args:

@@ -293,6 +293,8 @@ class Trainer:
         self.metrics.finished(outcome, seconds)
         self._scalars.outcome(job.sample.seen, outcome)
         self._last = outcome
+        if not outcome.promoted:
+            self._cadence.rejected()
         reasons = "; ".join(outcome.metrics["gate"]["reasons"])
         log.info("%s %s in %.1f s: %s", outcome.version, "serves" if outcome.promoted else "rejected", seconds, reasons)
         if outcome.promoted and outcome.version is not None:

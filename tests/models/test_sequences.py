@@ -4,7 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from models.sequences import Histories, batch, cut, epoch, grouped, histories, vocabulary_of
+from models.passes import lay_out
+from models.sequences import Histories, batch, cut, grouped, histories, vocabulary_of
 from models.tables import Events
 
 ROWS = st.lists(st.tuples(st.integers(0, 4), st.integers(0, 6), st.integers(0, 2), st.integers(0, 8_000)), min_size=1)
@@ -84,8 +85,9 @@ def test_an_epoch_shows_every_transition_once_and_differs_from_the_next() -> Non
     seen = []
     for _ in range(2):
         pairs = []
-        for windows in epoch(source, length=20, steps=64, rng=rng):
-            data = batch(source, windows)
+        layout = lay_out(source, length=20, steps=64, rng=rng)
+        for group in layout.batches:
+            data = batch(source, layout.windows[group])
             real = data.targets > 0
             assert (data.targets[real] == data.items[real] + 1).all()
             assert (data.kinds[real] == source.kinds[data.items[real] - 1]).all()
@@ -107,4 +109,4 @@ def test_only_wanted_events_are_targets() -> None:
 
 @pytest.mark.parametrize("lengths", [[1], [1, 1, 1]])
 def test_histories_of_one_event_have_no_windows(lengths: list[int]) -> None:
-    assert epoch(random_histories(lengths), 10, 100, np.random.default_rng(0)) == []
+    assert lay_out(random_histories(lengths), 10, 100, np.random.default_rng(0)).batches == []

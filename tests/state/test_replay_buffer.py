@@ -330,7 +330,7 @@ with ReplayBuffer(Path(sys.argv[1]), ReplaySettings(capacity=700, seed=1)) as bu
     while True:
         places = np.arange(at, at + 37)
         users = [f"u{place % 23}" for place in places]
-        buffer.append("clicks", 0, users, [f"i{place % 11}" for place in places], np.zeros(37, np.uint8), places, places)
+        buffer.append("clicks", 0, users, [f"i{n % 11}" for n in places], np.zeros(37, np.uint8), places, places)
         buffer.commit()
         at += 37
 """
