@@ -54,7 +54,7 @@ class FineTuneSettings:
         checkpoint_batches: Batches between two checkpoints.
     """
 
-    epochs: int = 2
+    epochs: int = 4
     training: TrainingSettings = field(default_factory=lambda: TrainingSettings(learning_rate=0.003, warmup=0.1))
     first_epochs: int = 9
     first: TrainingSettings = field(default_factory=TrainingSettings)
@@ -63,7 +63,7 @@ class FineTuneSettings:
     embedding: int = 64
     dropout: float = 0.35
     held_out: float = 0.1
-    held_out_most: int = 2_000
+    held_out_most: int = 500
     vocabulary: VocabularySettings = field(default_factory=VocabularySettings)
     gate: GateSettings = field(default_factory=GateSettings)
     checkpoint_batches: int = 25

@@ -1,6 +1,5 @@
 import numpy as np
 import polars as pl
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -80,33 +79,8 @@ def test_groups_keep_order_and_size(widths: list[int], steps: int) -> None:
     assert all(len(group) for group in groups)
 
 
-def test_an_epoch_shows_every_transition_once_and_differs_from_the_next() -> None:
-    source, rng = random_histories([1, 2, 50, 7, 120, 3]), np.random.default_rng(4)
-    seen = []
-    for _ in range(2):
-        pairs = []
-        layout = lay_out(source, length=20, steps=64, rng=rng)
-        for group in layout.batches:
-            data = batch(source, layout.windows[group])
-            real = data.targets > 0
-            assert (data.targets[real] == data.items[real] + 1).all()
-            assert (data.kinds[real] == source.kinds[data.items[real] - 1]).all()
-            assert (data.gaps_seconds[real] == source.gaps_seconds[data.items[real] - 1]).all()
-            assert not data.items[~real].any() and not data.gaps_seconds[~real].any() and not data.kinds[~real].any()
-            pairs.append(data.targets[real])
-        seen.append(np.concatenate(pairs))
-    targets = sorted(set(range(1, 184)) - set((source.starts[:-1] + 1).tolist()))
-    assert sorted(seen[0].tolist()) == sorted(seen[1].tolist()) == targets
-    assert seen[0].tolist() != seen[1].tolist()
-
-
 def test_only_wanted_events_are_targets() -> None:
     source = random_histories([6])
     wanted = np.array([True, False, True, False, False, True])
     data = batch(source, np.array([[0, 5]]), wanted)
     assert data.targets.tolist() == [[0, 3, 0, 0, 6]]
-
-
-@pytest.mark.parametrize("lengths", [[1], [1, 1, 1]])
-def test_histories_of_one_event_have_no_windows(lengths: list[int]) -> None:
-    assert lay_out(random_histories(lengths), 10, 100, np.random.default_rng(0)).batches == []
