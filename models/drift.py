@@ -83,7 +83,7 @@ class DriftWatch:
         alarm = None
         adwin = self._adwin
         for hit, user in zip(hits.astype(np.int64).tolist(), users.astype(np.uint64).tolist(), strict=True):
-            width, before = adwin.width, adwin.estimation
+            before = adwin.estimation
             adwin.update(hit)
             self._users[self.position % _MEMORY], self._hits[self.position % _MEMORY] = user, hit
             self.position += 1
@@ -91,10 +91,8 @@ class DriftWatch:
             if not suspicious and not adwin.drift_detected:
                 continue
             if adwin.drift_detected and adwin.estimation < before:
-                # What ADWIN dropped is what was before the change; its whole memory is a mixture of both.
-                dropped = max(width + 1 - adwin.width, 1)
-                old = (width * before + hit - adwin.width * adwin.estimation) / dropped
-                self._reference = max(self._reference, float(old)) if suspicious else float(old)
+                # Its whole memory before it shrank: mostly what was before the change.
+                self._reference = max(self._reference, float(before)) if suspicious else float(before)
                 self._suspected_at, suspicious = self.position, True
             fallen = adwin.estimation <= (1 - self._fall) * self._reference
             due = self.position > self._grace and (adwin.drift_detected or self.position % _CHECK == 0)

@@ -180,7 +180,13 @@ def fine_tune(
 
 
 def gate(
-    candidate: Candidate, parent: Version | None, sample: Sample, settings: FineTuneSettings, seed: int = 0
+    candidate: Candidate,
+    parent: Version | None,
+    sample: Sample,
+    settings: FineTuneSettings,
+    seed: int = 0,
+    *,
+    strict: bool = False,
 ) -> Verdict:
     """Judge a candidate against its parent on the slice neither was trained on; without a parent against popularity."""
     if not candidate.finite:
@@ -193,7 +199,9 @@ def gate(
     ranks = ranks_of(candidate.network, mine, wanted)
     if parent is not None:
         theirs, _ = _judged(sample, parent.vocabulary, held)
-        return judge(ranks, ranks_of(parent.network(), theirs, wanted), users, settings.gate, seed, parent.name)
+        return judge(
+            ranks, ranks_of(parent.network(), theirs, wanted), users, settings.gate, seed, parent.name, strict=strict
+        )
     growth = grow([""], sample, settings.vocabulary)
     source, _ = training_part(sample, growth, settings, None)
     found = np.full(len(mine), np.inf)

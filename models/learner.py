@@ -178,8 +178,15 @@ class Learner:
             return None
         return job
 
-    def run(self, job: Job, progress: Callable[[Step], bool | None] | None = None) -> Outcome | None:
+    def run(
+        self, job: Job, progress: Callable[[Step], bool | None] | None = None, now_ms: int | None = None
+    ) -> Outcome | None:
         """Train, judge and publish; None when `progress` stopped it (the pass stays on disk).
+
+        Args:
+            job: From `begin` or `pending`.
+            progress: Called after each batch; True stops.
+            now_ms: Noted as the version's time of birth.
 
         Raises:
             RecstreamError: There is too little to train on, or the registry refuses; `finish` drops the pass.
@@ -199,10 +206,11 @@ class Learner:
             )
             if candidate is None:
                 return None
-            verdict = gate(candidate, parent, job.sample, self.settings.fine, job.seed)
+            strict = job.since > 0
+            verdict = gate(candidate, parent, job.sample, self.settings.fine, job.seed, strict=strict)
             if not candidate.finite:  # no registry takes it
                 return Outcome(None, False, {"gate": verdict.to_dict()}, candidate.lineage)
-            published = self._publish(job, candidate, verdict)
+            published = self._publish(job, candidate, verdict, now_ms)
         summary = self.registry.describe(published)
         promoted = bool(summary.metrics["gate"]["promoted"])
         self._missed = 0 if promoted else job.since
@@ -225,7 +233,7 @@ class Learner:
     def _parent(self, job: Job) -> Version | None:
         return self.registry.load(job.parent) if job.parent is not None else None
 
-    def _publish(self, job: Job, candidate: Candidate, verdict: Verdict) -> str:
+    def _publish(self, job: Job, candidate: Candidate, verdict: Verdict, now_ms: int | None) -> str:
         metrics = {
             **verdict.candidate,
             "loss": [round(loss, 6) if math.isfinite(loss) else None for loss in candidate.loss],
@@ -236,6 +244,7 @@ class Learner:
         lineage = {
             **self._origin,
             **candidate.lineage,
+            "created_ms": now_ms,
             "pass": job.id,
             "trigger": job.trigger,
             "since": job.since,

@@ -326,7 +326,7 @@ class Trainer:
                     self._scalars.step(job.sample.seen, step)
                 return self._stopping
 
-            return self._learner.run(job, progress)
+            return self._learner.run(job, progress, int(time.time() * 1000))
 
     async def _announce(self, outcome: Outcome, version: str) -> None:
         """Tell everybody; workers poll the registry too, so a broker that is away delays nothing but the word."""

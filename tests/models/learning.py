@@ -8,9 +8,9 @@ from models.finetune import FineTuneSettings
 from models.training import TrainingSettings
 from state.replay_buffer import ReplayBuffer, ReplaySettings
 
-QUICK = TrainingSettings(learning_rate=0.01, window=20, batch_steps=200, batches=10, warmup=0.1)
+QUICK = TrainingSettings(learning_rate=0.03, window=20, batch_steps=200, batches=10, warmup=0.1)
 FINE = FineTuneSettings(
-    epochs=2, training=QUICK, first_epochs=4, first=QUICK, hidden=16, embedding=8, dropout=0.1, checkpoint_batches=3
+    epochs=2, training=QUICK, first_epochs=6, first=QUICK, hidden=24, embedding=16, dropout=0.1, checkpoint_batches=3
 )
 
 

@@ -3,7 +3,6 @@ import polars as pl
 from hypothesis import given
 from hypothesis import strategies as st
 
-from models.passes import lay_out
 from models.sequences import Histories, batch, cut, grouped, histories, vocabulary_of
 from models.tables import Events
 

@@ -1,0 +1,194 @@
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from models.finetune import (
+    Candidate,
+    FineTuneSettings,
+    Step,
+    fine_tune,
+    gate,
+    held_out,
+    histories_of,
+    training_part,
+    unseen,
+)
+from models.registry import Registry, Version
+from models.vocabulary import VocabularySettings, grow
+from state.errors import RecstreamError
+from state.replay_sample import Sample
+from tests.models.learning import FINE, QUICK, a_buffer, stream
+
+
+@pytest.fixture
+def sample(tmp_path: Path) -> Sample:
+    with a_buffer(tmp_path / "buffer", stream(3_000)) as buffer:
+        return buffer.sample(1_000, 1_000, 1)
+
+
+def published(candidate: Candidate | None, folder: Path) -> Version:
+    assert candidate is not None
+    registry = Registry(folder)
+    return registry.load(registry.publish(candidate.network, candidate.vocabulary, {}, candidate.lineage))
+
+
+def weights_of(candidate: Candidate | None) -> dict[str, torch.Tensor]:
+    assert candidate is not None
+    return candidate.network.state_dict()
+
+
+def same(one: Candidate | None, other: Candidate | None) -> bool:
+    left, right = weights_of(one), weights_of(other)
+    return left.keys() == right.keys() and all(torch.equal(left[name], right[name]) for name in left)
+
+
+def test_a_first_fit_learns_and_beats_popularity(sample: Sample) -> None:
+    candidate = fine_tune(None, sample, FINE, seed=1)
+    assert candidate is not None
+    assert candidate.loss[-1] < candidate.loss[0] - 0.5
+    verdict = gate(candidate, None, sample, FINE)
+    assert verdict.promoted
+    assert verdict.candidate["ndcg@10"] > 2 * verdict.serving["ndcg@10"]
+    assert candidate.lineage["parent"] is None
+    assert candidate.added == len(candidate.vocabulary) - 1 == 30
+
+
+def test_fine_tuning_improves_on_its_parent_and_learns_new_items(tmp_path: Path) -> None:
+    rows = stream(2_500)
+    with a_buffer(tmp_path / "early", rows) as buffer:
+        first = published(fine_tune(None, buffer.sample(2_000, 0, 1), FINE, seed=1), tmp_path / "registry")
+    later = rows + [(user, f"new-{item}", time + 3_000_000) for user, item, time in stream(3_000, seed=9)]
+    with a_buffer(tmp_path / "late", later) as buffer:
+        sample = buffer.sample(3_000, 1_000, 2)
+    candidate = fine_tune(first, sample, replace(FINE, epochs=6), seed=2)
+    assert candidate is not None
+    assert candidate.vocabulary[: len(first.vocabulary)] == first.vocabulary
+    assert candidate.added == 30
+    verdict = gate(candidate, first, sample, FINE)
+    assert verdict.promoted
+    assert verdict.serving["ndcg@10"] == 0.0  # the parent knows none of the items asked for
+    assert verdict.candidate["ndcg@10"] > 0.1
+    assert candidate.lineage["parent"] == first.name
+
+
+def test_the_held_out_slice_is_new_to_parent_and_candidate(sample: Sample, tmp_path: Path) -> None:
+    settings = replace(FINE, held_out=0.2, held_out_most=10_000)
+    held = held_out(sample, settings, None)
+    assert held.sum() == 200
+    assert held[sample.recent].sum() == 200
+    assert sample.times_ms[held].min() > sample.times_ms[~held].max()
+    growth = grow([""], sample, VocabularySettings())
+    source, learn = training_part(sample, growth, settings, None)
+    assert source.times_ms.max() < sample.times_ms[held].min()
+    assert learn.sum() > 0
+    parent = published(fine_tune(None, sample, settings, seed=1), tmp_path / "registry")
+    assert unseen(sample, parent) == 0
+    assert held_out(sample, settings, parent).sum() == 0
+    older = replace(parent, lineage={"seen": sample.seen - 60})
+    assert unseen(sample, older) == 60
+    mine = held_out(sample, settings, older)
+    assert mine.sum() == 30  # half, so that there is something new to learn
+    assert np.flatnonzero(mine).tolist() == list(range(len(sample) - 30, len(sample)))
+    from_file = replace(parent, lineage={"newest_ms": int(sample.times_ms[-101])})
+    assert unseen(sample, from_file) == 100
+
+
+def test_late_events_are_held_out_by_time_not_by_arrival(tmp_path: Path) -> None:
+    rows = stream(1_000)
+    rows[400:400] = [("late", "i1", 10**9 + number) for number in range(50)]  # came early, happened last
+    with a_buffer(tmp_path, rows) as buffer:
+        sample = buffer.sample(1_050, 0, 0)
+    held = held_out(sample, replace(FINE, held_out=50 / 1_050), None)
+    assert set(np.flatnonzero(held)) == set(range(400, 450))
+
+
+def test_histories_are_by_user_and_time_ties_by_arrival(tmp_path: Path) -> None:
+    rows = [("b", "x", 5), ("a", "y", 9_000), ("b", "z", 5), ("a", "x", 1_000), ("b", "y", 3)]
+    with a_buffer(tmp_path, rows) as buffer:
+        sample = buffer.sample(5, 0, 0)
+    source, order = histories_of(sample, np.array([1, 2, 3], np.int32), np.ones(5, np.bool_))
+    assert order.tolist() == [4, 0, 2, 3, 1]
+    assert source.items.tolist() == [2, 1, 3, 1, 2]
+    assert source.starts.tolist() == [0, 3, 5]
+    assert source.gaps_seconds.tolist() == [0, 0, 0, 0, 8]
+
+
+def test_the_same_arguments_give_the_same_candidate(sample: Sample) -> None:
+    assert same(fine_tune(None, sample, FINE, seed=4), fine_tune(None, sample, FINE, seed=4))
+    assert not same(fine_tune(None, sample, FINE, seed=4), fine_tune(None, sample, FINE, seed=5))
+
+
+@pytest.mark.parametrize("sampled", [False, True])
+@pytest.mark.parametrize("kept", ["gru", "lstm"])
+def test_a_pass_stopped_anywhere_resumes_to_the_very_same_candidate(
+    sample: Sample, tmp_path: Path, kept: str, sampled: bool
+) -> None:
+    training = replace(QUICK, sampled_above=5, negatives=64) if sampled else QUICK
+    settings = replace(FINE, first=training, first_epochs=2, cell="lstm" if kept == "lstm" else "gru")
+    whole = fine_tune(None, sample, settings, seed=4)
+    checkpoint, shown = tmp_path / "checkpoint.pt", []
+    stops = iter([1, 5, 2, 9, 3])
+    found, steps = None, 0
+    for _ in range(60):
+        left = next(stops, 4)
+
+        def progress(step: Step) -> bool:
+            nonlocal left, steps
+            left, steps = left - 1, steps + 1
+            shown.append(step.done)
+            return left <= 0
+
+        found = fine_tune(None, sample, settings, 4, progress, checkpoint=checkpoint)
+        if found is not None:
+            break
+    assert same(found, whole)
+    assert found is not None and whole is not None and found.loss == whole.loss
+    assert shown == sorted(shown) and len(set(shown)) == len(shown)  # no batch twice
+
+
+def test_a_kill_between_checkpoints_goes_back_to_the_last_one(sample: Sample, tmp_path: Path) -> None:
+    class Killed(BaseException):
+        pass
+
+    whole = fine_tune(None, sample, FINE, seed=4)
+    checkpoint, count = tmp_path / "checkpoint.pt", 0
+    for end in (2, 4, 8, 20):
+
+        def progress(step: Step, end: int = end) -> None:
+            nonlocal count
+            count += 1
+            if count % end == 0:
+                raise Killed
+
+        with pytest.raises(Killed):
+            fine_tune(None, sample, FINE, 4, progress, checkpoint=checkpoint)
+    assert same(fine_tune(None, sample, FINE, 4, None, checkpoint=checkpoint), whole)
+
+
+@pytest.mark.parametrize("damage", [b"", b"not a checkpoint", None])
+def test_a_checkpoint_that_does_not_fit_is_ignored(sample: Sample, tmp_path: Path, damage: bytes | None) -> None:
+    checkpoint = tmp_path / "checkpoint.pt"
+    if damage is None:
+        fine_tune(None, sample, FINE, 3, None, checkpoint=checkpoint)  # of another seed
+    else:
+        checkpoint.write_bytes(damage)
+    assert same(fine_tune(None, sample, FINE, 4, None, checkpoint=checkpoint), fine_tune(None, sample, FINE, 4))
+
+
+def test_a_diverged_candidate_is_not_promoted(sample: Sample) -> None:
+    candidate = fine_tune(None, sample, FINE, seed=1)
+    assert candidate is not None
+    with torch.no_grad():
+        candidate.network.item_bias[3] = torch.nan
+    verdict = gate(candidate, None, sample, FINE)
+    assert not verdict.promoted and "diverged" in verdict.reasons[0]
+
+
+def test_too_little_to_learn_is_said(tmp_path: Path) -> None:
+    with a_buffer(tmp_path, [(f"u{number}", "i", number) for number in range(200)]) as buffer:
+        sample = buffer.sample(200, 0, 0)
+    with pytest.raises(RecstreamError, match="events to learn"):
+        fine_tune(None, sample, FineTuneSettings())

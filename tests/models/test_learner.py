@@ -1,0 +1,197 @@
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from models.finetune import Step
+from models.learner import Job, Learner, LearnSettings, Outcome
+from models.registry import Registry
+from state.replay_buffer import ReplayBuffer
+from tests.models.learning import FINE, a_buffer, feed, stream
+
+SETTINGS = LearnSettings(recent=600, reservoir=600, refit_growth=3.0, keep_versions=4, fine=FINE)
+
+
+def learner_in(folder: Path, settings: LearnSettings = SETTINGS) -> Learner:
+    return Learner(Registry(folder / "registry"), folder, settings, origin={"code": "test"})
+
+
+def run(learner: Learner, job: Job | None) -> Outcome:
+    assert job is not None
+    outcome = learner.run(job)
+    assert outcome is not None
+    learner.finish()
+    return outcome
+
+
+@pytest.fixture
+def begun(tmp_path: Path) -> Iterator[tuple[Learner, ReplayBuffer]]:
+    with a_buffer(tmp_path / "buffer", stream(1_500)) as buffer:
+        yield learner_in(tmp_path), buffer
+
+
+def test_a_cold_start_publishes_a_first_version_that_serves(begun: tuple[Learner, ReplayBuffer]) -> None:
+    learner, buffer = begun
+    outcome = run(learner, learner.begin(buffer, "cold-start"))
+    assert outcome.promoted
+    assert learner.registry.current() == outcome.version
+    found = learner.registry.load(outcome.version or "")
+    assert found.metrics["gate"]["rival"] == "popularity"
+    expected = {"parent": None, "trigger": "cold-start", "code": "test", "seen": 1_500, "fitted_seen": 1_500}
+    assert expected.items() <= found.lineage.items()
+    assert found.lineage["offsets"] == {"clicks:0": 1_500}
+    assert learner.pending() is None
+
+
+def test_versions_follow_each_other_and_refit_when_the_stream_has_grown(begun: tuple[Learner, ReplayBuffer]) -> None:
+    learner, buffer = begun
+    first = run(learner, learner.begin(buffer, "cold-start"))
+    rows = stream(5_000)
+    feed(buffer, rows[1_500:2_500])
+    job = learner.begin(buffer, "events")
+    assert job is not None and not job.anew
+    second = run(learner, job)
+    assert second.lineage["parent"] == first.version
+    assert second.lineage["origin"] == "fine-tuned"
+    feed(buffer, rows[2_500:])
+    job = learner.begin(buffer, "events")
+    assert job is not None and job.anew
+    third = run(learner, job)
+    assert third.lineage["origin"] == "fitted anew"
+    assert third.metrics["gate"]["rival"] == third.lineage["parent"]
+
+
+def test_nothing_new_is_no_pass(begun: tuple[Learner, ReplayBuffer]) -> None:
+    learner, buffer = begun
+    run(learner, learner.begin(buffer, "cold-start"))
+    assert learner.begin(buffer, "time") is None
+    assert learner.pending() is None
+
+
+def test_after_an_alarm_only_what_came_since_is_learnt(begun: tuple[Learner, ReplayBuffer]) -> None:
+    learner, buffer = begun
+    run(learner, learner.begin(buffer, "cold-start"))
+    feed(buffer, [(u, i, t + 1_500_000) for u, i, t in stream(500, stride=7)])
+    job = learner.begin(buffer, "drift", changed_at=1_500)
+    assert job is not None and job.since == 1_500
+    assert job.sample.times_ms[job.sample.learn].min() >= 1_500_000
+    assert len(job.sample) > 500  # earlier events lead to the state
+    outcome = run(learner, job)
+    assert outcome.promoted
+    feed(buffer, [(u, i, t + 2_000_000) for u, i, t in stream(500, stride=7, seed=1)])
+    following = learner.begin(buffer, "events")
+    assert following is not None and following.since == 1_500  # and it stays so, across restarts too
+
+
+def test_a_rejected_pass_after_an_alarm_takes_older_events_back_in(begun: tuple[Learner, ReplayBuffer]) -> None:
+    learner, buffer = begun
+    first = run(learner, learner.begin(buffer, "cold-start"))
+    feed(buffer, [(f"x{number % 9}", "i0", 1_500_000 + number) for number in range(300)])
+    job = learner.begin(buffer, "drift", changed_at=1_500)
+    assert job is not None
+    worse = replace(learner.settings.fine.gate, margin=-0.9, least_margin=-1.0)  # nothing is good enough
+    strict = Learner(learner.registry, learner._directory.parent, replace(SETTINGS, fine=replace(FINE, gate=worse)))
+    outcome = strict.run(job)
+    assert outcome is not None and not outcome.promoted and outcome.version is not None
+    assert learner.registry.current() == first.version
+    strict.finish()
+    following = strict.begin(buffer, "events")
+    assert following is not None and following.since == 0
+
+
+def test_a_stopped_pass_goes_on_in_another_process(begun: tuple[Learner, ReplayBuffer], tmp_path: Path) -> None:
+    learner, buffer = begun
+    job = learner.begin(buffer, "cold-start")
+    assert job is not None
+    batches: list[float] = []
+
+    def stop_soon(step: Step) -> bool:
+        batches.append(step.done)
+        return len(batches) == 7
+
+    assert learner.run(job, stop_soon) is None
+    other = learner_in(tmp_path)
+    again = other.pending()
+    assert again is not None and again.id == job.id
+    seen: list[float] = []
+    outcome = other.run(again, lambda step: seen.append(step.done))
+    assert outcome is not None and outcome.promoted
+    assert seen[0] > batches[-1]
+
+
+def test_a_version_published_just_before_a_kill_is_not_published_twice(
+    begun: tuple[Learner, ReplayBuffer], tmp_path: Path
+) -> None:
+    learner, buffer = begun
+    job = learner.begin(buffer, "cold-start")
+    assert job is not None
+    first = learner.run(job)  # killed before `finish`, the announcement perhaps not sent
+    again = learner_in(tmp_path).pending()
+    assert again is not None
+    second = learner_in(tmp_path).run(again)
+    assert first == second
+    assert len(learner.registry.versions()) == 1
+
+
+def test_a_version_published_but_not_yet_promoted_is_promoted(
+    begun: tuple[Learner, ReplayBuffer], tmp_path: Path
+) -> None:
+    learner, buffer = begun
+    job = learner.begin(buffer, "cold-start")
+    assert job is not None
+    outcome = learner.run(job)
+    Path(tmp_path, "registry", "CURRENT").unlink()  # as if killed between the two
+    again = learner_in(tmp_path).pending()
+    assert again is not None
+    assert learner_in(tmp_path).run(again) == outcome
+    assert learner.registry.current() is not None
+
+
+def test_an_operators_rollback_during_a_pass_wins(begun: tuple[Learner, ReplayBuffer], tmp_path: Path) -> None:
+    learner, buffer = begun
+    first = run(learner, learner.begin(buffer, "cold-start"))
+    feed(buffer, stream(2_000)[1_500:])
+    second = run(learner, learner.begin(buffer, "events"))
+    assert second.promoted
+    feed(buffer, stream(2_500)[2_000:])
+    job = learner.begin(buffer, "events")
+    assert job is not None
+    learner.registry.promote(first.version or "")
+    outcome = learner.run(job)
+    assert outcome is not None and not outcome.promoted
+    assert learner.registry.current() == first.version
+    assert learner_in(tmp_path).pending() is None  # and after a restart there is nothing left of it
+
+
+@pytest.mark.parametrize("broken", ["pass.json", "sample.replay"])
+def test_half_a_pass_is_dropped(begun: tuple[Learner, ReplayBuffer], tmp_path: Path, broken: str) -> None:
+    learner, buffer = begun
+    assert learner.begin(buffer, "cold-start") is not None
+    path = tmp_path / "pass" / broken
+    path.write_bytes(path.read_bytes()[:-5])
+    assert learner_in(tmp_path).pending() is None
+    assert not (tmp_path / "pass").exists()
+    assert learner_in(tmp_path).begin(buffer, "cold-start") is not None
+
+
+def test_old_versions_go(begun: tuple[Learner, ReplayBuffer]) -> None:
+    learner, buffer = begun
+    rows = stream(4_000)
+    run(learner, learner.begin(buffer, "cold-start"))
+    for start in range(1_500, 4_000, 400):
+        feed(buffer, rows[start : start + 400])
+        run(learner, learner.begin(buffer, "events"))
+        learner.tidy()
+    versions = learner.registry.versions()
+    assert len(versions) in (4, 5)  # the newest four, and the one that serves
+    assert learner.registry.current() in versions
+
+
+def test_passes_depend_on_the_log_and_the_seed_alone(tmp_path: Path) -> None:
+    names = []
+    for folder in (tmp_path / "one", tmp_path / "two"):
+        learner = learner_in(folder)
+        with a_buffer(folder / "buffer", stream(1_500)) as buffer:
+            names.append(run(learner, learner.begin(buffer, "cold-start")).version)
+    assert names[0] == names[1]  # a name carries the fingerprint of the weights
