@@ -42,7 +42,7 @@ FEATURES: Final = (
 ) = range(len(FEATURES))  # fmt: skip
 SELECTORS: Final = 6  # weights are the sum of six vectors, each chosen by a trait of the situation
 SELECTOR_SIZES: Final = (1, 7, 11, 12, 8, 12)
-MAX_CANDIDATES: Final = 1024
+MAX_CANDIDATES: Final = 1024  # never reached: 64 popular, 192 next, 100 in two hops, 50 own, 8 of a pair, T neural
 _COLUMNS: Final = 1040  # 65 cache lines: rows of a power of two would all fall into the same sets of the L1 cache
 _ROWS_READ: Final = 6  # the user's last items whose successors are candidates
 _NEAR: Final = 5
@@ -87,7 +87,7 @@ def workspace(capacity: int) -> Workspace:
 @jit  # type: ignore[untyped-decorator]
 def padded(n: int) -> int:
     """Columns to compute for N candidates: whole vectors, since the remainder of a vectorised loop runs one by one."""
-    return (n + 63) // 64 * 64
+    return (n + 31) // 32 * 32
 
 
 @jit  # type: ignore[untyped-decorator]
@@ -118,12 +118,12 @@ def fast_exp(x: np.float32) -> np.float32:
 
 @jit  # type: ignore[untyped-decorator]
 def _column(place: NDArray[np.int32], items: NDArray[np.int32], n: int, item: np.int32) -> int:
-    """The item's column, N for a new one, -1 when there is no room. The caller counts."""
-    k = place[item]
-    if k < 0 and n < items.shape[0]:
-        k = np.int32(n)
-        place[item] = k
-        items[n] = item
+    """The item's column, N for a new one: the caller counts. No branch: whether an item is new cannot be predicted."""
+    row = np.uintp(item)  # an unsigned index: numba would look for negative ones otherwise
+    k = np.int64(place[row])
+    k = n if k < 0 else k
+    place[row] = k
+    items[np.uintp(k)] = item
     return k
 
 
@@ -150,10 +150,9 @@ def _from_row(
     per_recent = np.float32(1.0) / (totals[row, SCALE] * (totals[row, ALL_RECENT] + np.float32(1.0)))
     back_by_distance = np.float32(1.0) / np.float32(d + 1)
     for s in range(used):
-        k = _column(place, items, n, successors[row, s])
-        if k < 0:
-            continue
-        n += k == n
+        column = _column(place, items, n, successors[row, s])
+        n = max(n, column + 1)
+        k = np.uintp(column)
         skip, back = counts[row, s, SKIP] * per_skip, counts[row, s, BACK] * per_back
         sums[_A_SKIP10, k] += skip
         sums[_A_SKIP5, k] += by_distance * skip
@@ -185,10 +184,8 @@ def _from_two_hops(
         share = strength[row, s] * per_first / (totals[via, ALL_SKIP] + totals[via, ALL_BACK] + _SMOOTHING)
         for s2 in range(min(_HOPS, used[via])):
             k = _column(place, items, n, successors[via, s2])
-            if k < 0:
-                continue
-            n += k == n
-            sums[_A_HOPS, k] += share * strength[via, s2]
+            n = max(n, k + 1)
+            sums[_A_HOPS, np.uintp(k)] += share * strength[via, s2]
     return n
 
 
@@ -207,9 +204,7 @@ def _from_history(
         if history[d] == 0:
             continue
         k = _column(place, items, n, history[d])
-        if k < 0:
-            continue
-        n += k == n
+        n = max(n, k + 1)
         if sums[_A_AGE, k] == 0:
             sums[_A_AGE, k] = d + 1
         sums[_A_COUNT, k] += 1
@@ -235,9 +230,7 @@ def _from_pair(
         if pair_items[pair, s] == 0:
             break
         k = _column(place, items, n, pair_items[pair, s])
-        if k < 0:
-            continue
-        n += k == n
+        n = max(n, k + 1)
         sums[_A_PAIR, k] = pair_counts[pair, s]
     return n
 
@@ -277,7 +270,7 @@ def gather(
     for life in range(p.top.shape[0]):
         for i in range(p.top.shape[1]):
             if p.top[life, i] > 0:
-                n += _column(place, items, n, p.top[life, i]) == n
+                n = max(n, _column(place, items, n, p.top[life, i]) + 1)
     for d in range(max(1, min(length, _ROWS_READ))):
         row = history[d] if length > 0 else np.int32(0)
         if row > 0 or length == 0:
@@ -296,7 +289,7 @@ def gather(
         n = _from_two_hops(place, items, sums, t.items, t.strength, t.totals, t.used, last, n)
     for i in range(neural_top.shape[0]):
         if neural_top[i] > 0 and number_of[neural_top[i]] > 0:
-            n += _column(place, items, n, number_of[neural_top[i]]) == n
+            n = max(n, _column(place, items, n, number_of[neural_top[i]]) + 1)
 
     events = t.totals[last, ALL_NEXT]
     w.chosen[0] = 0

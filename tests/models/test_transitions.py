@@ -104,6 +104,18 @@ def test_a_full_row_keeps_its_strong_successors_and_admits_new_ones():
     assert_invariants(memory)
 
 
+def test_a_rich_row_counts_far_distances_by_sampling_and_on_average_the_same():
+    memory = Transitions(64)
+    history = np.array([[1, 2, 3, 4, 5, 6]], np.int32)
+    rounds = 390  # 390 adjacent ones stay below the limit at which a row is halved
+    for _ in range(rounds):
+        memory.learn(history, np.array([6], np.int32), np.array([9], np.int32))
+    for distance in range(1, 7):
+        counted = memory.successors(distance)[9]
+        assert abs(counted - rounds / distance) <= 2, distance
+    assert int(memory.arrays.draws[0]) != 0
+
+
 def test_counts_are_bounded_and_old_habits_fade():
     memory = Transitions(16)
     history, one = np.array([[3]], np.int32), np.ones(1, np.int32)
