@@ -23,6 +23,7 @@ class CadenceSettings:
         drift_every: New events between two passes after an alarm.
         drift_passes: Passes after an alarm before the usual cadence again.
         recovered: Share of the hit rate before an alarm that ends its hurry.
+        recovered_least: Tested events behind a hit rate before it says so: a window of 32 is lucky every other time.
     """
 
     every_events: int = 5_000
@@ -33,6 +34,7 @@ class CadenceSettings:
     drift_every: int = 1_000
     drift_passes: int = 8
     recovered: float = 0.9
+    recovered_least: int = 500
 
 
 class Cadence:
@@ -94,9 +96,10 @@ class Cadence:
         """Events seen when the change began that an alarm told of, None when there is none."""
         return self._alarm_at
 
-    def observe(self, rate: float) -> None:
-        """The hit rate over the newest events; once it has recovered the usual cadence is enough."""
-        if self._alarm_at is not None and self._hurried and rate >= self._wanted_rate:
+    def observe(self, rate: float, events: int) -> None:
+        """The hit rate over so many of the newest events; once it has recovered the usual cadence is enough."""
+        enough = events >= self._settings.recovered_least
+        if self._alarm_at is not None and self._hurried and enough and rate >= self._wanted_rate:
             self._calm()
 
     def rejected(self) -> None:

@@ -120,7 +120,7 @@ def fast_exp(x: np.float32) -> np.float32:
 def _column(place: NDArray[np.int32], items: NDArray[np.int32], n: int, item: np.int32) -> int:
     """The item's column, N for a new one: the caller counts. No branch: whether an item is new cannot be predicted."""
     row = np.uintp(item)  # an unsigned index: numba would look for negative ones otherwise
-    k = np.int64(place[row])
+    k = int(place[row])
     k = n if k < 0 else k
     place[row] = k
     items[np.uintp(k)] = item

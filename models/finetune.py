@@ -7,21 +7,20 @@ does not hold is trained again from the checkpoint's weights, so every event cou
 
 import hashlib
 import json
-import math
-import os
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any, Final
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from models.course import Course, Step
 from models.fit import popularity_bias
 from models.gate import GateSettings, Verdict, followers, judge, ranks_of
 from models.network import Cell, Network, NetworkConfig
+from models.private import PrivacySettings, PrivateTrainer, account, without_events
 from models.ranking import popularity_ranks
 from models.registry import Version
 from models.sequences import Histories
@@ -29,6 +28,20 @@ from models.training import Trainer, TrainingSettings
 from models.vocabulary import Growth, VocabularySettings, grow, transplant
 from state.errors import RecstreamError
 from state.replay_sample import Sample
+
+__all__ = [
+    "FEWEST_EVENTS",
+    "Candidate",
+    "FineTuneSettings",
+    "Step",
+    "fine_tune",
+    "fingerprint",
+    "gate",
+    "held_out",
+    "histories_of",
+    "training_part",
+    "unseen",
+]
 
 _SECOND_MS: Final = 1000
 FEWEST_EVENTS: Final = 10  # to train on at all
@@ -52,6 +65,7 @@ class FineTuneSettings:
         vocabulary: Which items come in and leave.
         gate: When a candidate is promoted.
         checkpoint_batches: Batches between two checkpoints.
+        privacy: Differential privacy of the training, None without.
     """
 
     epochs: int = 4
@@ -67,25 +81,7 @@ class FineTuneSettings:
     vocabulary: VocabularySettings = field(default_factory=VocabularySettings)
     gate: GateSettings = field(default_factory=GateSettings)
     checkpoint_batches: int = 25
-
-
-@dataclass(frozen=True, slots=True)
-class Step:
-    """Where a pass stands.
-
-    Attributes:
-        done: Share of the work done, 0 to 1.
-        epoch: Current epoch, from 1.
-        epochs: Epochs there will be.
-        loss: Mean loss of the current epoch so far.
-        learnt: Targets trained on since this process began or resumed the pass.
-    """
-
-    done: float
-    epoch: int
-    epochs: int
-    loss: float
-    learnt: int
+    privacy: PrivacySettings | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +96,7 @@ class Candidate:
         added: Items new against the parent.
         expired: Items that left.
         lineage: Where it came from: parent, sample, seed, settings.
+        privacy: ``epsilon`` and ``delta`` spent along the line of versions; empty without differential privacy.
     """
 
     network: Network
@@ -109,6 +106,7 @@ class Candidate:
     added: int
     expired: int
     lineage: dict[str, Any]
+    privacy: dict[str, float] = field(default_factory=dict)
 
     @property
     def finite(self) -> bool:
@@ -153,15 +151,13 @@ def fine_tune(
     if targets < FEWEST_EVENTS:
         what = f"The sample has {targets} events to learn, at least {FEWEST_EVENTS} are needed"
         raise RecstreamError(what, "most users have a single event yet", "Wait for more events")
-    counts = source.counts(len(growth.vocabulary))
-    network = _start(parent, growth, sample, counts, settings, seed).to(device)
-    epochs, training = (settings.epochs, settings.training) if parent else (settings.first_epochs, settings.first)
-    trainer = Trainer(network, counts, epochs, seed, training)
-    course = _Course(trainer, epochs, checkpoint, fingerprint(rival, anew, sample, settings, seed), progress)
+    trainer, network = _trainer(parent, growth, sample, source, settings, seed, device)
+    epochs = trainer.epochs
+    course = Course(trainer, epochs, checkpoint, fingerprint(rival, anew, sample, settings, seed), progress)
     losses = course.run(source, learn, settings.checkpoint_batches)
     if losses is None:
         return None
-    lineage = {
+    lineage: dict[str, Any] = {
         "origin": "fine-tuned" if parent else "fitted anew" if rival else "first fit",
         "parent": rival.name if rival else None,
         "events": targets,
@@ -175,8 +171,13 @@ def fine_tune(
         "settings": asdict(settings),
         "torch": str(torch.__version__),
     }
+    privacy: dict[str, float] = {}
+    if isinstance(trainer, PrivateTrainer):
+        spent = account(trainer, rival.name if rival else None, rival.lineage if rival else {})
+        lineage["privacy"] = spent
+        privacy = {name: float(spent[name]) for name in ("epsilon", "delta")}
     network = network.cpu().eval()
-    return Candidate(network, growth.vocabulary, losses, targets, growth.added, growth.expired, lineage)
+    return Candidate(network, growth.vocabulary, losses, targets, growth.added, growth.expired, lineage, privacy)
 
 
 def gate(
@@ -291,6 +292,24 @@ def _judged(sample: Sample, vocabulary: list[str], held: NDArray[np.bool_]) -> t
     return source, held[order]
 
 
+def _trainer(
+    parent: Version | None,
+    growth: Growth,
+    sample: Sample,
+    source: Histories,
+    settings: FineTuneSettings,
+    seed: int,
+    device: str,
+) -> tuple[Trainer, Network]:
+    counts = source.counts(len(growth.vocabulary))
+    epochs, training = (settings.epochs, settings.training) if parent else (settings.first_epochs, settings.first)
+    if settings.privacy is None:
+        network = _start(parent, growth, sample, counts, settings, seed).to(device)
+        return Trainer(network, counts, epochs, seed, training), network
+    network = _start(parent, growth, without_events(sample), np.zeros_like(counts), settings, seed).to(device)
+    return PrivateTrainer(network, epochs, seed, training, settings.privacy), network
+
+
 def _start(
     parent: Version | None,
     growth: Growth,
@@ -310,76 +329,3 @@ def _start(
     with torch.no_grad():
         network.item_bias.copy_(popularity_bias(counts))
     return network
-
-
-class _Course:
-    """The epochs of one pass, with checkpoints."""
-
-    def __init__(
-        self,
-        trainer: Trainer,
-        epochs: int,
-        checkpoint: Path | None,
-        identity: str,
-        progress: Callable[[Step], bool | None] | None,
-    ) -> None:
-        self._trainer, self._epochs, self._path, self._identity = trainer, epochs, checkpoint, identity
-        self._progress = progress
-        self._losses: list[float] = []
-        self._learnt = 0
-
-    def run(self, source: Histories, learn: NDArray[np.bool_], every: int) -> list[float] | None:
-        self._resume()
-        stopped = False
-        targets, batches = int(learn.sum()), 0
-
-        def report(share: float, loss: float) -> bool:
-            nonlocal stopped, batches
-            batches += 1
-            if self._progress is not None:
-                epoch = self._trainer.finished + 1
-                done = (epoch - 1 + share) / self._epochs
-                step = Step(done, epoch, self._epochs, loss, self._learnt + int(share * targets))
-                stopped = bool(self._progress(step))
-            if stopped or batches % every == 0:
-                self._save()
-            return stopped
-
-        while self._trainer.finished < self._epochs:
-            loss = self._trainer.epoch(source, report, learn)
-            if stopped:
-                return None
-            self._losses.append(loss)
-            self._learnt += targets
-            self._save()
-            if not math.isfinite(loss):
-                break
-        return self._losses
-
-    def _save(self) -> None:
-        if self._path is None:
-            return
-        temporary = self._path.with_suffix(".new")
-        with temporary.open("wb") as file:
-            torch.save({"identity": self._identity, "losses": self._losses, "trainer": self._trainer.state()}, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, self._path)
-
-    def _resume(self) -> None:
-        if self._path is None or not self._path.exists():
-            return
-        try:
-            saved = torch.load(self._path, map_location="cpu", weights_only=True)
-        except (
-            RuntimeError,
-            OSError,
-            EOFError,
-            ValueError,
-            KeyError,
-            UnpicklingError,
-        ):  # damaged: begin the pass again
-            return
-        if isinstance(saved, dict) and saved.get("identity") == self._identity:
-            self._trainer.restore(saved["trainer"])
-            self._losses = list(saved["losses"])

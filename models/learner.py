@@ -21,7 +21,7 @@ import math
 import os
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -43,7 +43,11 @@ class LearnSettings:
     Attributes:
         recent: Newest events of a pass, all learnt.
         reservoir: Older events of a pass, drawn at random.
-        fine_least: Events since a change below which a model is patched rather than fitted anew.
+        fine_least: Fewest events that growth is counted from.
+        changed_least: The same since a change: until it has grown from there, the model is patched, not fitted anew.
+        changed_epochs: Passes over what followed a change, while that fits into the recent window.
+        changed_rate: Learning rate of those passes. What was true before must go: on 1,500 events after a change of all
+            transitions 4 passes at 0.003 led to HR@10 .25, 9 from nothing to .40, 12 at 0.01 to .63.
         refit_growth: The model is fitted anew, from nothing, when the events seen (since a change, where there was one)
             have grown by this factor since the last time: a model begun on little data is not merely patched. 0 never.
         refit_most: Most events of such a fit; a longer history is fine-tuned only.
@@ -55,6 +59,9 @@ class LearnSettings:
     recent: int = 20_000
     reservoir: int = 20_000
     fine_least: int = 1_000
+    changed_least: int = 10_000
+    changed_epochs: int = 12
+    changed_rate: float = 0.01
     refit_growth: float = 2.0
     refit_most: int = 200_000
     keep_versions: int = 20
@@ -149,7 +156,7 @@ class Learner:
         if since == self._missed and changed_at is None:
             since = 0
         fitted = int(lineage.get("fitted_seen", lineage.get("events", 0)))
-        grown = (seen - since) / max(fitted - since, settings.fine_least)
+        grown = (seen - since) / max(fitted - since, settings.changed_least if since else settings.fine_least)
         small = min(len(buffer), seen - since) <= settings.refit_most
         anew = parent is None or (0 < settings.refit_growth <= grown and small)
         recent, reservoir = (settings.refit_most, 0) if anew else (settings.recent, settings.reservoir)
@@ -171,7 +178,7 @@ class Learner:
         except (OSError, ValueError, TypeError, StateError):
             self.finish()
             return None
-        published = self._published(job)
+        published = published_by(self.registry, job.id)
         serving = self.registry.current()
         if serving != job.parent and (published is None or serving != published):
             self.finish()
@@ -191,13 +198,13 @@ class Learner:
         Raises:
             RecstreamError: There is too little to train on, or the registry refuses; `finish` drops the pass.
         """
-        published = self._published(job)
+        published = published_by(self.registry, job.id)
         if published is None:
             parent = self._parent(job)
             candidate = fine_tune(
                 parent,
                 job.sample,
-                self.settings.fine,
+                fine_settings(self.settings, job),
                 job.seed,
                 progress,
                 self.device,
@@ -234,13 +241,6 @@ class Learner:
         return self.registry.load(job.parent) if job.parent is not None else None
 
     def _publish(self, job: Job, candidate: Candidate, verdict: Verdict, now_ms: int | None) -> str:
-        metrics = {
-            **verdict.candidate,
-            "loss": [round(loss, 6) if math.isfinite(loss) else None for loss in candidate.loss],
-            "items_added": candidate.added,
-            "items_expired": candidate.expired,
-            "gate": verdict.to_dict(),
-        }
         lineage = {
             **self._origin,
             **candidate.lineage,
@@ -250,16 +250,8 @@ class Learner:
             "since": job.since,
             "fitted_seen": job.fitted_seen,
         }
-        return self.registry.publish(candidate.network, candidate.vocabulary, metrics, lineage, promote=False)
-
-    def _published(self, job: Job) -> str | None:
-        for name in reversed(self.registry.versions()[-_RECENT_VERSIONS:]):
-            try:
-                if self.registry.describe(name).lineage.get("pass") == job.id:
-                    return name
-            except VersionRefused:  # somebody else's damage; not this pass's version then
-                continue
-        return None
+        figures = figures_of(candidate, verdict)
+        return self.registry.publish(candidate.network, candidate.vocabulary, figures, lineage, promote=False)
 
     def _write(self, job: Job) -> None:
         self.finish()
@@ -277,6 +269,38 @@ class Learner:
         except OSError as exc:
             what = f"cannot write a training pass to {self._directory}"
             raise StateError(what, str(exc), "check the disk and the directory's permissions") from exc
+
+
+def figures_of(candidate: Candidate, verdict: Verdict) -> dict[str, Any]:
+    """The metrics published beside a candidate: the gate's findings, losses, vocabulary, privacy spent."""
+    return {
+        **verdict.candidate,
+        "loss": [round(loss, 6) if math.isfinite(loss) else None for loss in candidate.loss],
+        "items_added": candidate.added,
+        "items_expired": candidate.expired,
+        "gate": verdict.to_dict(),
+        **candidate.privacy,
+    }
+
+
+def published_by(registry: Registry, identity: str) -> str | None:
+    """The version whose lineage names this pass, None when it has published none lately."""
+    for name in reversed(registry.versions()[-_RECENT_VERSIONS:]):
+        try:
+            if registry.describe(name).lineage.get("pass") == identity:
+                return name
+        except VersionRefused:  # somebody else's damage; not this pass's version then
+            continue
+    return None
+
+
+def fine_settings(settings: LearnSettings, job: Job) -> FineTuneSettings:
+    """How a pass trains: harder on what followed a change."""
+    fine = settings.fine
+    if not job.since or job.anew or job.sample.seen - job.since > settings.recent:
+        return fine
+    training = replace(fine.training, learning_rate=settings.changed_rate)
+    return replace(fine, epochs=settings.changed_epochs, training=training)
 
 
 def _fields(job: Job) -> dict[str, Any]:

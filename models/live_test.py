@@ -26,17 +26,33 @@ class LiveTest:
         self.name = version.name
         self._network: Network = version.network()
         self._row_of = {item_id: row for row, item_id in enumerate(version.vocabulary)}
+        self._lineage = version.lineage
 
     def hits(self, sample: Sample, k: int = 10) -> tuple[NDArray[np.bool_], NDArray[np.uint64]]:
         """Which of the sample's recent events were among the k best (K,), in order of arrival, and whose they are (K,).
 
-        A user's first event is left out, it cannot be foretold from a state; an item without a row is a miss.
+        A user's first event is left out, it cannot be foretold from a state, and so is what the version was fitted on;
+        an item without a row is a miss.
         """
+        fresh = self._new_to_it(sample)
+        if not fresh.any():
+            return np.zeros(0, np.bool_), np.zeros(0, np.uint64)
         rows = np.array([self._row_of.get(item_id, 0) for item_id in sample.item_ids], np.int32)
         source, order = histories_of(sample, rows, np.ones(len(sample), np.bool_))
-        wanted = sample.recent[order]
+        wanted = fresh[order]
         events = followers(source, wanted)
         ranks = ranks_of(self._network, source, wanted)
         arrival = np.argsort(order[events], kind="stable")
         hits: NDArray[np.bool_] = ranks[arrival] <= k
         return hits, sample.user_hashes[sample.users[order[events][arrival]]]
+
+    def _new_to_it(self, sample: Sample) -> NDArray[np.bool_]:
+        """Which recent events (N,) came after those it was made from: what it has learnt is no test."""
+        recent = np.flatnonzero(sample.recent)
+        if "seen" in self._lineage:
+            fresh = np.arange(sample.seen - len(recent), sample.seen) >= int(self._lineage["seen"])
+        else:  # fitted on a table, whose events may come by again as a stream
+            fresh = sample.times_ms[recent] > int(self._lineage.get("newest_ms", -1))
+        wanted = np.zeros(len(sample), np.bool_)
+        wanted[recent[fresh]] = True
+        return wanted

@@ -3,6 +3,7 @@
 Letters: W windows, T steps, D embedding width, N targets, S state width, V item rows.
 """
 
+import shutil
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
@@ -16,17 +17,34 @@ from models.softmax import Sampler, full_softmax, sampled_softmax
 class NextItemLoss(nn.Module):
     """Sum of the cross entropies of a batch's targets, over a given number of targets.
 
-    On CUDA the forward pass runs in bfloat16 where that is safe (torch autocast); weights and loss stay float32.
+    On CUDA the forward pass runs in bfloat16 where that is safe (torch autocast); weights and loss stay float32, and
+    the scores of the full softmax with their loss are compiled (the recurrent layer is one call of cuDNN's already).
 
     Args:
         network: The network to train.
         sampler: Draws the negatives of a sampled softmax, None for the full one.
         item_dropout: Share of input items replaced by the unknown item.
+        bfloat16: Autocast to bfloat16, None: on CUDA.
+        compiler: Backend of torch.compile, empty for none, None: inductor on CUDA where there is a C compiler.
     """
 
-    def __init__(self, network: Network, sampler: Sampler | None, item_dropout: float) -> None:
+    def __init__(
+        self,
+        network: Network,
+        sampler: Sampler | None,
+        item_dropout: float,
+        *,
+        bfloat16: bool | None = None,
+        compiler: str | None = None,
+    ) -> None:
         super().__init__()
         self.network, self.sampler, self.item_dropout = network, sampler, item_dropout
+        cuda = network.item_bias.device.type == "cuda"
+        self._bfloat16 = cuda if bfloat16 is None else bfloat16
+        if compiler is None:
+            compiler = "inductor" if cuda and shutil.which("cc") else ""
+        # Batches have any number of targets; without dynamic shapes each would be compiled anew.
+        self._compiled = torch.compile(_cross_entropy, backend=compiler, dynamic=True) if compiler else None
 
     def forward(
         self, items: Tensor, kinds: Tensor, gaps_seconds: Tensor, targets: Tensor, state: Tensor | None, count: float
@@ -44,7 +62,7 @@ class NextItemLoss(nn.Module):
         forgotten = torch.rand(items.shape, device=items.device) < self.item_dropout
         known = targets != UNKNOWN_ROW
         wanted = targets[known]  # (N,)
-        with self._precision(items.device):
+        with self._precision(items.device.type):
             outputs, _ = self.network.sequence(items.masked_fill(forgotten, UNKNOWN_ROW), kinds, gaps_seconds, state)
             if not len(wanted):  # a rank without a target still takes part in averaging the gradients
                 return 0.0 * sum((part.sum() for part in self.parameters()), outputs.sum())
@@ -55,13 +73,20 @@ class NextItemLoss(nn.Module):
         table, bias = self.network.item_embedding.weight, self.network.item_bias
         if self.sampler is not None:
             return sampled_softmax(query.float(), table, bias, wanted, self.sampler)
+        if self._compiled is not None:
+            loss: Tensor = self._compiled(query, table, bias, wanted)
+            return loss
         if query.device.type == "cpu":
-            return full_softmax(query, table, bias, wanted)
-        scores = functional.linear(query, table, bias.to(query.dtype))  # (N, V)
-        unknown = torch.zeros(len(table), dtype=torch.bool, device=scores.device)
-        unknown[UNKNOWN_ROW] = True
-        return functional.cross_entropy(scores.float().masked_fill(unknown, -torch.inf), wanted)
+            with torch.autocast("cpu", enabled=False):  # it writes into buffers of its own
+                return full_softmax(query.float(), table, bias, wanted)
+        return _cross_entropy(query, table, bias, wanted)
 
-    @staticmethod
-    def _precision(device: torch.device) -> AbstractContextManager[object]:
-        return torch.autocast("cuda", torch.bfloat16) if device.type == "cuda" else nullcontext()
+    def _precision(self, device: str) -> AbstractContextManager[object]:
+        return torch.autocast(device, torch.bfloat16) if self._bfloat16 else nullcontext()
+
+
+def _cross_entropy(query: Tensor, table: Tensor, bias: Tensor, wanted: Tensor) -> Tensor:
+    """Mean cross entropy over every item but the unknown one; shapes as in `models.softmax.full_softmax`."""
+    scores = functional.linear(query, table.to(query.dtype), bias.to(query.dtype)).float()  # (N, V)
+    rows = torch.arange(len(table), device=scores.device)
+    return functional.cross_entropy(scores.masked_fill(rows == UNKNOWN_ROW, -torch.inf), wanted)

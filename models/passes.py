@@ -20,6 +20,7 @@ from models.sequences import Histories, batch, cut, grouped
 
 _STEPS: Final = 2**14  # of one batch without gradient, padding included
 _GRAIN: Final = 10  # cuts fall on multiples of T / 10: few distinct lengths, so that equal ones share a batch
+_LEAD: Final = 10  # steps before the first target of a window that gradients still reach
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,12 +49,33 @@ def lay_out(
         wanted: (N,) which events are to be learnt, None for all.
     """
     windows = cut(source.starts, length, rng, max(1, length // _GRAIN))
+    if wanted is not None:
+        windows = _trimmed(source, windows, wanted)
     useful = np.arange(len(windows)) if wanted is None else np.flatnonzero(_targets(source, windows, wanted) > 0)
     # Windows of about the same length share a batch (little padding); noise of an eighth varies the company they keep.
     by_length = useful[np.argsort(windows[useful, 1] * rng.uniform(0.875, 1.125, len(useful)), kind="stable")]
     sizes = [len(group) for group in grouped(windows[by_length], steps)]
     batches = np.split(by_length, np.cumsum(sizes)[:-1]) if sizes else []
     return Pass(windows, [batches[number] for number in rng.permutation(len(batches))])
+
+
+def _trimmed(source: Histories, windows: NDArray[np.int64], wanted: NDArray[np.bool_]) -> NDArray[np.int64]:
+    """Cut off what stands in front of the targets of a window (W, 2), as a window without any; they still tile.
+
+    Where a pass learns the newest few events of long histories, 90 of 100 steps would only lead to them: the state
+    before them is known without their gradient.
+    """
+    taught = np.flatnonzero(wanted & (source.items != UNKNOWN_ROW))
+    begin, end = windows[:, 0], windows.sum(1)
+    place = np.searchsorted(taught, begin + 1)
+    first = np.append(taught, len(source))[place]  # first target of each window, if it has one
+    ahead = np.where(first <= end, first - 1 - _LEAD - begin, 0)
+    cut_off = ahead > _LEAD  # less is not worth a window of its own
+    order = np.argsort(np.concatenate((np.arange(len(windows)), np.flatnonzero(cut_off) + 0.5)), kind="stable")
+    rest = np.stack((begin + ahead, windows[:, 1] - ahead), axis=1)[cut_off]
+    kept = np.where(cut_off[:, None], np.stack((begin, ahead), axis=1), windows)
+    tiled: NDArray[np.int64] = np.concatenate((kept, rest))[order]
+    return tiled
 
 
 def _targets(source: Histories, windows: NDArray[np.int64], wanted: NDArray[np.bool_]) -> NDArray[np.int64]:

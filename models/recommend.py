@@ -33,6 +33,7 @@ from models.history import (
     take_fresh,
 )
 from models.serving import ServingModel, gap_feature
+from models.staging import ItemRows, Staged, rebuilt
 from models.topk import top_k
 from state.arena import Arena
 from state.events import EventBatch
@@ -101,8 +102,8 @@ class Recommender:
         self.model: ServingModel | None = None
         self.repeat_share = 0.0
         self._repeats_seen = 0
-        self._row_of = np.zeros(1024, np.int32)  # item number -> row of the model's vocabulary, 0 unknown
-        self._number_of_row = np.zeros(1, np.int32)
+        self._known = ItemRows([], items)
+        self._staged: Staged | None = None
         self._blocked = np.zeros(1024, np.bool_)  # by item number
         self._blocked_numbers = np.zeros(0, np.int32)
         self._blocked_rows = np.zeros(0, np.int32)
@@ -121,16 +122,24 @@ class Recommender:
             return self.model.name
         return POPULARITY if self.fusion is None else POPULARITY_AND_TRANSITIONS
 
+    def stage(self, staged: Staged) -> None:
+        """Let a version's vectors be made beside the stream until `swap` names that version."""
+        self._staged = staged
+
     def swap(self, model: ServingModel) -> None:
-        """Serve another version from the next batch on; users' vectors are rebuilt at their next event."""
-        numbers = np.zeros(len(model.vocabulary), np.int32)
-        numbers[1:] = self.items.numbers(model.vocabulary[1:])
-        row_of = np.zeros(max(len(self.items) + 1, len(self._row_of)), np.int32)
-        row_of[numbers[1:]] = np.arange(1, len(numbers), dtype=np.int32)
-        self._number_of_row, self._row_of, self.model = numbers, row_of, model
+        """Serve another version from the next batch on; users' vectors are rebuilt at their next event, or staged."""
+        if self._staged is None or self._staged.model is not model:
+            self._staged = Staged(model, self.items)
+        known = self._staged.rows
+        known.map_some(len(model.vocabulary))
+        self._known, self.model = known, model
         self._blocked_rows = self._rows(self._blocked_numbers)
         if self.fusion is not None:
-            self.fusion.set_model(model.fingerprint, numbers)
+            self.fusion.set_model(model.fingerprint, known.numbers)
+
+    def settle(self, users: int) -> bool:
+        """Give some users the vectors that were staged for them; returns whether there are no more of them."""
+        return self._staged is None or self._staged.model is not self.model or self._staged.settle(users)
 
     def block(self, item_id: str, blocked: bool = True) -> None:
         """Never recommend an item, or recommend it again (the catalogue's `blocked`)."""
@@ -173,8 +182,11 @@ class Recommender:
         excluded = _take(done.excluded, listed)
         first = hidden = _NO_VECTORS
         user = _NO_USERS
+        gaps = gap_feature(done.gaps)
         if model:
-            first, hidden, user = self._step(model, arena, slots, numbers, kinds, gap_feature(done.gaps))
+            first, hidden, user = self._step(model, arena, slots, numbers, kinds, gaps)
+        if self._staged is not None and self._staged.model is not model:
+            self._staged.follow(arena, slots, numbers, kinds, gaps)
         tested = _NO_RANKS
         if self.fusion is not None:
             before = np.where(previous[:, None] >= 0, hidden[previous], first[user]) if model else _NO_VECTORS
@@ -199,20 +211,7 @@ class Recommender:
         model = self.model
         if model is None or not len(slots):
             return
-        items, kinds, times, length = arena.recent(slots)
-        user, step = np.nonzero(np.arange(items.shape[1]) < length[:, None])  # events in order, user by user
-        seconds = times.astype(np.int64)
-        gaps = np.zeros(seconds.shape, np.int64)
-        gaps[:, 1:] = seconds[:, 1:] - seconds[:, :-1]
-        state = np.zeros((len(slots), model.state_size), np.float32)
-        model.steps(
-            state,
-            user.astype(np.int32),
-            self._rows(items[user, step]),
-            kinds[user, step],
-            gap_feature(gaps[user, step]),
-        )
-        arena.hidden[slots] = state
+        arena.hidden[slots] = rebuilt(model, self._known, arena, slots)
         arena.model[slots] = model.fingerprint
 
     def _rehydrate(self, arena: Arena, slots: NDArray[np.int32]) -> int:
@@ -226,7 +225,8 @@ class Recommender:
         new = stale[arena.count[stale] == 0]
         arena.hidden[new] = 0
         arena.model[new] = self.model.fingerprint
-        self.rehydrate(arena, known)
+        staged = self._staged
+        self.rehydrate(arena, staged.take(arena, known) if staged and staged.model is self.model else known)
         return len(known)
 
     def _step(
@@ -258,7 +258,7 @@ class Recommender:
             if len(self._blocked_rows):
                 scores[:, self._blocked_rows] = -np.inf
             rows[block], values[block] = top_k(scores, excluded_rows[block], self.k)
-        return self._number_of_row[rows], values
+        return self._known.numbers[rows], values
 
     def _named_only(
         self, items: NDArray[np.int32], scores: NDArray[np.float32]
@@ -295,9 +295,7 @@ class Recommender:
         return numbers[rows], values
 
     def _rows(self, numbers: NDArray[np.int32]) -> NDArray[np.int32]:
-        if len(self.items) > len(self._row_of):  # numbers given after the swap are not in the vocabulary: row 0
-            self._row_of = np.concatenate([self._row_of, np.zeros(len(self.items), np.int32)])
-        return self._row_of[numbers]
+        return self._known.rows(numbers)
 
     def _policy(self) -> int:
         if self.exclude == "auto":

@@ -1,7 +1,8 @@
 """Model versions on disk or in an object store: immutable directories, checksums, one pointer to the serving version.
 
     <registry>/
-      CURRENT                    name of the version to serve, replaced atomically
+      CURRENT                    the version to serve, below it those that served before, and how often it was written;
+                                 replaced atomically
       .claims/0007               taken with an exclusive create: two publishers never get one number
       v0007-1a2b3c4d/            number and fingerprint, the first 4 bytes of the weights file's sha256
         weights.safetensors  vocabulary.json  config.json  metrics.json  lineage.json
@@ -43,6 +44,8 @@ __all__ = ["Registry", "Summary", "Version", "VersionRefused"]
 POINTER: Final = "CURRENT"
 CLAIMS: Final = ".claims"
 _UNFINISHED: Final = ".tmp-"
+_REMEMBERED: Final = 50  # lines of CURRENT: the file stays under 1 kB
+_TURN: Final = "turn "  # begins its last line
 
 
 class Registry:
@@ -115,14 +118,39 @@ class Registry:
         parse_name(version)
         if version not in self.versions():
             raise refusal(version, "it is not in the registry")
-        pointer = f"{self._root}/{POINTER}"
-        with self._storage("cannot be written"):
-            if self._local:
-                temporary = f"{pointer}.{os.getpid()}-{os.urandom(4).hex()}"
-                _write_durably(Path(temporary), version.encode())
-                os.replace(temporary, pointer)
-            else:
-                self._fs.pipe_file(pointer, version.encode())
+        try:
+            before, turn = self.pointer()
+        except VersionRefused:  # a damaged pointer is mended by promoting; what it remembered is lost
+            before, turn = [], 0
+        self._point([version, *(name for name in before if name != version)], turn + 1)
+
+    def rollback(self) -> str:
+        """Point CURRENT back at the version promoted before the one it points at; a second call goes one further.
+
+        Versions that were deleted since, or were damaged so that they cannot be loaded, are passed over.
+
+        Returns:
+            The name of the version that serves now.
+
+        Raises:
+            VersionRefused: No version that is left served before, or storage refuses.
+        """
+        (names, turn), damage = self.pointer(), ""
+        published = set(self.versions())
+        for place, name in enumerate(names[1:], 1):
+            if name not in published:
+                continue
+            try:
+                self.load(name)
+            except VersionRefused as exc:
+                damage = f"; {name}: {exc.why}"
+                continue
+            self._point(names[place:], turn + 1)
+            return name
+        what = "There is no version to roll back to"
+        why = f"no other one served before {names[0]}" if names else "none was promoted yet"
+        fix = "Choose one with `recstream models list` and promote it with `recstream models promote`"
+        raise VersionRefused(what, why + damage, fix)
 
     def retention(self, keep: int) -> list[str]:
         """Delete all but the newest ``keep`` versions, never the current one, and what dead publishers left behind.
@@ -154,15 +182,40 @@ class Registry:
         Raises:
             VersionRefused: The pointer cannot be read or does not name a version.
         """
+        return next(iter(self.promoted()), None)
+
+    def promoted(self) -> list[str]:
+        """The version CURRENT points at and those that served before it, newest first, each once.
+
+        What was rolled back is not among them; some may have been deleted since. Two promotions at the same moment may
+        forget one of these names, never the one that serves.
+
+        Raises:
+            VersionRefused: The pointer cannot be read or does not name versions.
+        """
+        return self.pointer()[0]
+
+    def pointer(self) -> tuple[list[str], int]:
+        """What `promoted` returns, and the pointer's turn: it grows with every promotion and rollback.
+
+        A storage that returns an outdated pointer shows by its turn; an older version with a newer turn is a rollback.
+
+        Raises:
+            VersionRefused: The pointer cannot be read or does not name versions.
+        """
         with self._storage("has an unreadable pointer"):
             try:
-                name = bytes(self._fs.cat_file(f"{self._root}/{POINTER}")).decode(errors="replace")
+                text = bytes(self._fs.cat_file(f"{self._root}/{POINTER}")).decode(errors="replace")
             except FileNotFoundError:
-                return None
-        if not is_version_name(name):
+                return [], 0
+        *names, last = text.split("\n")
+        turn = last.removeprefix(_TURN)
+        if not (last.startswith(_TURN) and turn.isdecimal()):  # written by a release without turns, or by hand
+            names, turn = [*names, last], "0"
+        if not names or not all(map(is_version_name, names)):
             what = f"The pointer {POINTER} of the model registry {self.url} is damaged"
-            raise VersionRefused(what, f"it reads {name[:80]!r}", "Promote a version again")
-        return name
+            raise VersionRefused(what, f"it reads {text[:80]!r}", "Promote a version again")
+        return names, int(turn)
 
     def versions(self) -> list[str]:
         """Names of the complete versions, oldest first.
@@ -208,6 +261,16 @@ class Registry:
             return [entry.rstrip("/").rsplit("/", 1)[-1] for entry in self._fs.ls(path, detail=False)]
         except FileNotFoundError:
             return []
+
+    def _point(self, names: Sequence[str], turn: int) -> None:
+        pointer, text = f"{self._root}/{POINTER}", "\n".join([*names[:_REMEMBERED], f"{_TURN}{turn}"]).encode()
+        with self._storage("cannot be written"):
+            if self._local:
+                temporary = f"{pointer}.{os.getpid()}-{os.urandom(4).hex()}"
+                _write_durably(Path(temporary), text)
+                os.replace(temporary, pointer)
+            else:
+                self._fs.pipe_file(pointer, text)
 
     def _claim(self) -> int:
         self._fs.makedirs(f"{self._root}/{CLAIMS}", exist_ok=True)

@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.distributed
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
@@ -16,6 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 from models.network import Network
 from models.objective import NextItemLoss
 from models.passes import Pass, initial_states, lay_out
+from models.ranks import Ranks
 from models.sequences import Histories, batch
 from models.softmax import Sampler
 
@@ -37,6 +37,8 @@ class TrainingSettings:
         clip: Largest norm of the gradient.
         sampled_above: Item rows above which the softmax is sampled.
         negatives: Negatives of a sampled softmax.
+        bfloat16: Run the forward pass under bfloat16 autocast; None: on CUDA.
+        compiler: Backend of torch.compile for the scores and their loss, empty for none; None: inductor on CUDA.
     """
 
     learning_rate: float = 0.01
@@ -49,6 +51,8 @@ class TrainingSettings:
     clip: float = 1.0
     sampled_above: int = 20_000
     negatives: int = 4096
+    bfloat16: bool | None = None
+    compiler: str | None = None
 
 
 class Trainer:
@@ -71,10 +75,8 @@ class Trainer:
         self.network, self.settings, self.epochs = network, settings, epochs
         self._device = network.item_bias.device
         self._order = np.random.default_rng(seed)
-        grouped = torch.distributed.is_initialized()
-        self._rank = torch.distributed.get_rank() if grouped else 0
-        self._ranks = torch.distributed.get_world_size() if grouped else 1
-        self._torch_state = torch.Generator(self._device).manual_seed(seed + 7919 * self._rank).get_state()
+        self.ranks = Ranks.present()
+        self._torch_state = torch.Generator(self._device).manual_seed(seed + 7919 * self.ranks.rank).get_state()
         matrices = [parameter for parameter in network.parameters() if parameter.ndim > 1]
         vectors = [parameter for parameter in network.parameters() if parameter.ndim == 1]
         self._optimizer = torch.optim.AdamW(
@@ -84,8 +86,10 @@ class Trainer:
         sampler = None
         if network.config.items > settings.sampled_above:
             sampler = Sampler.of(torch.from_numpy(counts).to(self._device), settings.negatives)
-        objective = NextItemLoss(network, sampler, settings.item_dropout)
-        self._objective: nn.Module = DistributedDataParallel(objective) if self._ranks > 1 else objective
+        objective = NextItemLoss(
+            network, sampler, settings.item_dropout, bfloat16=settings.bfloat16, compiler=settings.compiler
+        )
+        self._objective: nn.Module = DistributedDataParallel(objective) if self.ranks.ranks > 1 else objective
         self._begun: _Begun | None = None
         self._finished = 0  # epochs
 
@@ -94,7 +98,8 @@ class Trainer:
 
         Args:
             source: The histories.
-            report: Called after each batch with the share of the epoch done and its mean loss; True ends the epoch.
+            report: Called after each batch with the share of the epoch done and its mean loss (over this rank's share
+                of the targets); True ends the epoch, and all ranks must say the same.
             wanted: (N,) which events to learn; the others only lead to the state before them. None learns all.
 
         Returns:
@@ -111,20 +116,23 @@ class Trainer:
                 loss, targets = self._update(source, plan.windows[windows], wanted, begun.states[windows])
                 begun.loss, begun.targets = begun.loss + loss * targets, begun.targets + targets
                 begun.batches += 1
-                if report(begun.batches / len(plan.batches), begun.loss / max(begun.targets, 1)):
+                if report(begun.batches / len(plan.batches), self.ranks.ranks * begun.loss / max(begun.targets, 1)):
                     break
         self.network.eval()
         self._begun, self._finished = None, self._finished + 1
         return self._everywhere(begun)
 
     def state(self) -> dict[str, Any]:
-        """Everything needed to go on from here in another process; may be asked for within `report`."""
+        """Everything needed to go on from here in other processes; may be asked for within `report`, by all ranks."""
         begun = self._begun
+        random = self._torch_state
+        if begun is not None:
+            random = torch.get_rng_state() if self._device.type == "cpu" else torch.cuda.get_rng_state(self._device)
         return {
             "network": self.network.state_dict(),
             "optimizer": self._optimizer.state_dict(),
             "order": json.dumps(self._order.bit_generator.state),
-            "random": torch.get_rng_state() if self._device.type == "cpu" else torch.cuda.get_rng_state(self._device),
+            "random": self.ranks.gathered(random),
             "finished": self._finished,
             "begun": None
             if begun is None
@@ -132,24 +140,30 @@ class Trainer:
                 "order": json.dumps(begun.order),
                 "states": begun.states,
                 "batches": begun.batches,
-                "loss": begun.loss,
+                "loss": self.ranks.gathered(begun.loss),
                 "targets": begun.targets,
             },
-        } | ({} if begun else {"random": self._torch_state})
+        }
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Continue from what `state` returned, with the same arguments and histories as then."""
+        """Continue from what `state` returned, with the same arguments and histories as then.
+
+        With as many ranks as then the network becomes the very same; with more or fewer only dropout's draws differ.
+        """
         self.network.load_state_dict(state["network"])
         self._optimizer.load_state_dict(state["optimizer"])
         self._order.bit_generator.state = json.loads(state["order"])
-        self._torch_state = state["random"]
+        alike = len(state["random"]) == self.ranks.ranks
+        if alike:
+            self._torch_state = state["random"][self.ranks.rank]
         self._finished = state["finished"]
         begun = state["begun"]
         self._begun = None
         if begun is not None:
             states = begun["states"].to(self._device)
-            order = json.loads(begun["order"])
-            self._begun = _Begun(order, states, begun["batches"], begun["loss"], begun["targets"])
+            losses = begun["loss"] if alike else [sum(begun["loss"])] + [0.0] * (self.ranks.ranks - 1)
+            order, loss = json.loads(begun["order"]), losses[self.ranks.rank]
+            self._begun = _Begun(order, states, begun["batches"], loss, begun["targets"])
 
     @property
     def finished(self) -> int:
@@ -159,7 +173,12 @@ class Trainer:
     def _begin(self, source: Histories, wanted: NDArray[np.bool_] | None) -> "_Begun":
         order = self._order.bit_generator.state
         plan = self._plan(source, wanted, order, advance=True)
-        return _Begun(order, initial_states(self.network, source, plan.windows))
+        # Each rank runs its share of the users; a user's windows follow from one another and stay together.
+        users = np.searchsorted(source.starts, plan.windows[:, 0], side="right")
+        mine = np.flatnonzero(users % self.ranks.ranks == self.ranks.rank)
+        states = torch.zeros((len(plan.windows), self.network.config.state_size), device=self._device)
+        states[torch.from_numpy(mine).to(self._device)] = initial_states(self.network, source, plan.windows[mine])
+        return _Begun(order, self.ranks.summed(states))
 
     def _plan(self, source: Histories, wanted: NDArray[np.bool_] | None, order: Any, *, advance: bool = False) -> Pass:
         settings = self.settings
@@ -183,26 +202,24 @@ class Trainer:
         count = int((data.targets != 0).sum())
         if not count:
             return 0.0, 0
-        mine = slice(self._rank, None, self._ranks)
+        mine = slice(self.ranks.rank, None, self.ranks.ranks)
         inputs = (
             torch.from_numpy(part[mine]).to(self._device)
             for part in (data.items, data.kinds, data.gaps_seconds, data.targets)
         )
         # DDP averages the ranks' gradients, so each divides its sum by its share of all targets.
-        loss = self._objective(*inputs, states[mine], count / self._ranks)
+        loss = self._objective(*inputs, states[mine], count / self.ranks.ranks)
         self._optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(self.network.parameters(), self.settings.clip)
         self._optimizer.step()
-        return loss.item() / self._ranks, count  # summed over ranks at the end of the epoch
+        return loss.item() / self.ranks.ranks, count  # summed over ranks at the end of the epoch
 
     def _everywhere(self, begun: "_Begun") -> float:
         """The epoch's mean loss over all ranks."""
         if not begun.targets:
             return float("nan")
-        total = torch.tensor([begun.loss], dtype=torch.float64, device=self._device)
-        if self._ranks > 1:
-            torch.distributed.all_reduce(total)
+        total = self.ranks.summed(torch.tensor([begun.loss], dtype=torch.float64, device=self._device))
         return total.item() / begun.targets
 
     @contextmanager

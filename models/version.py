@@ -21,7 +21,7 @@ WEIGHTS: Final = "weights.safetensors"
 HEADS: Final = ("config.json", "metrics.json", "lineage.json")
 FILES: Final = (WEIGHTS, "vocabulary.json", *HEADS)
 MANIFEST: Final = "manifest.json"
-REMEDY: Final = "Serve another version (`recstream doctor` lists them) or publish this one again"
+REMEDY: Final = "Serve another version (`recstream models list` shows them) or publish this one again"
 _NAME: Final = re.compile(r"v(\d{4,9})-([0-9a-f]{8})")
 
 
@@ -86,7 +86,7 @@ def parse_name(name: str) -> tuple[int, int]:
     match = _NAME.fullmatch(name)
     if not match:
         what = f"{name[:80]!r} is not the name of a version"
-        raise VersionRefused(what, "", "Names look like v0007-1a2b3c4d; `recstream doctor` lists them")
+        raise VersionRefused(what, "", "Names look like v0007-1a2b3c4d; `recstream models list` shows them")
     return int(match[1]), int(match[2], 16)
 
 

@@ -6,15 +6,21 @@ import sys
 from typing import Annotated, Any, Literal
 
 import typer
-from rich.table import Table
 from typer.core import TyperGroup
 
 from state.errors import RecstreamError
-from streams import options
-from streams.console import print_json, progress_bar, say, screen, show_error
+from streams import evaluate_cli, learning_cli, models_cli, options, topics_cli
+from streams.console import (
+    EXIT_FAILURE,
+    EXIT_INTERRUPTED,
+    EXIT_USAGE,
+    print_json,
+    progress_bar,
+    say,
+    screen,
+    show_error,
+)
 from streams.settings import SettingsError, load_settings
-
-EXIT_FAILURE, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
 
 
 class _Commands(TyperGroup):
@@ -45,8 +51,8 @@ app = typer.Typer(
     "`recstream topics create`, `recstream fit`, `recstream worker`, `recstream replay`, `recstream tail`.\n\n"
     "Every setting is an environment variable `RECSTREAM_<NAME>`, a line in .env, or an option of the command.",
 )
-topics_app = typer.Typer(no_args_is_help=True, help="Create the Kafka topics, or show how they are.")
-app.add_typer(topics_app, name="topics")
+app.add_typer(topics_cli.app, name="topics")
+app.add_typer(models_cli.app, name="models")
 
 
 @app.command()
@@ -95,74 +101,6 @@ def broker(
     from streams.broker import run_broker
 
     raise typer.Exit(run_broker(port, host))
-
-
-@topics_app.command("create")
-def create(
-    brokers: options.Brokers = None,
-    partitions: options.Partitions = None,
-    replication: options.Replication = None,
-) -> None:
-    """Create the topics that are missing; what is there already stays as it is.
-
-    A topic that is there with another partition count is an error: partition numbers decide where a user's state is.
-
-    Example: `recstream topics create --brokers kafka:9092 --partitions 16 --replication 3`
-    """
-    from streams.topics import create_topics
-
-    states = create_topics(load_settings(brokers=brokers, partitions=partitions, replication=replication))
-    made = sum(state.created for state in states)
-    say(f"{made} topics created, {len(states) - made} were there")
-
-
-@topics_app.command("describe")
-def describe(
-    brokers: options.Brokers = None, partitions: options.Partitions = None, json: options.Json = False
-) -> None:
-    """Show partitions, replication, compaction and size of every topic; exit status 1 when one is not as it must be.
-
-    Example: `recstream topics describe`
-    """
-    from streams.topics import count_records, describe_topics
-
-    settings = load_settings(brokers=brokers, partitions=partitions)
-    states = describe_topics(settings)
-    records = asyncio.run(count_records(settings, states))
-    table = Table("topic", "partitions", "replication", "cleanup", "records", box=None)
-    for state in states:
-        table.add_row(
-            state.spec.name,
-            str(state.partitions),
-            str(state.replication),
-            state.cleanup or "-",
-            f"{records.get(state.spec.name, 0):,}",
-        )
-    if json:
-        screen().print(table)
-        print_json(
-            {
-                "topics": {
-                    state.spec.name: {
-                        "partitions": state.partitions,
-                        "replication": state.replication,
-                        "cleanup": state.cleanup,
-                        "records": records.get(state.spec.name, 0),
-                        "problem": state.problem,
-                    }
-                    for state in states
-                }
-            }
-        )
-    else:
-        from rich.console import Console
-
-        Console(highlight=False).print(table)
-    for state in states:
-        if state.problem:
-            say(f"[red]{state.spec.name} {state.problem}[/]; fix: {state.fix}")
-    if any(state.problem for state in states):
-        raise typer.Exit(EXIT_FAILURE)
 
 
 @app.command()
@@ -265,85 +203,9 @@ def replay(
         )
 
 
-@app.command()
-def fit(
-    source: options.Source,
-    model: Annotated[Literal["gru", "lstm"], typer.Option(help="recurrent cell")] = "gru",
-    hidden: Annotated[int, typer.Option(min=1, max=4096, help="width of a user's state")] = 128,
-    embedding: Annotated[int, typer.Option(min=1, max=4096, help="width of an item's vector")] = 64,
-    epochs: Annotated[int, typer.Option(min=1, help="most passes over the data; it stops when they do not help")] = 12,
-    seed: Annotated[int, typer.Option(help="the same seed and data give the same model")] = 0,
-    until: Annotated[
-        float, typer.Option(min=0.01, max=1.0, help="fit on this oldest fraction of the events, leave the rest")
-    ] = 1.0,
-    columns: options.Columns = None,
-    types: options.Types = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="read only the first N events")] = None,
-    pace: options.Pace = 100.0,
-    json: options.Json = False,
-    registry: options.Registry = None,
-) -> None:
-    """Fit a first model on an event log and publish it in the registry; running workers take it up by themselves.
-
-    For example `recstream fit ml-100k --model gru --until 0.5`
-
-    or `recstream fit events.parquet --model lstm --registry s3://models/shop`
-    """
-    settings = load_settings(registry=registry)
-    from streams.datasets import read_source
-    from streams.fitting import fit_and_publish
-
-    events = read_source(source, settings, columns, types, limit, pace).events
-    summary = fit_and_publish(
-        settings, events, cell=model, hidden=hidden, embedding=embedding, epochs=epochs, seed=seed, until=until
-    )
-    metrics = summary["metrics"]
-    say(
-        f"published {summary['model_version']} in {settings.registry}: {summary['events']:,} events, "
-        f"{summary['users']:,} users, {summary['items']:,} items, {summary['seconds']:.0f} s"
-    )
-    if metrics.get("held_out_events"):
-        say(
-            f"held-out HR@10 {metrics['hr@10']:.4f}, NDCG@10 {metrics['ndcg@10']:.4f}; "
-            f"popularity {metrics['popularity_hr@10']:.4f}, {metrics['popularity_ndcg@10']:.4f}"
-        )
-    if json:
-        print_json(summary)
-
-
-@app.command()
-def trainer(
-    device: Annotated[Literal["auto", "cpu", "cuda"], typer.Option(help="where to train")] = "auto",
-    once: Annotated[bool, typer.Option("--once", help="read to the end, train once, stop")] = False,
-    json: options.Json = False,
-    brokers: options.Brokers = None,
-    registry: options.Registry = None,
-    state_dir: options.StateDir = None,
-    partitions: options.Partitions = None,
-    http_port: Annotated[int | None, typer.Option("--http-port", help="port of metrics and health")] = None,
-) -> None:
-    """Learn: read the same events as the workers, fine-tune the model, publish it when it is not worse.
-
-    Trains after RECSTREAM_TRAIN_EVERY_EVENTS new events, after RECSTREAM_TRAIN_EVERY_MINUTES, and at once when the
-    serving model's hit rate falls abruptly. Without a model it fits a first one. One trainer serves all workers; stop
-    it with Ctrl-C or TERM, kill it if you must: it goes on where it was.
-
-    Example: `recstream trainer --brokers kafka:9092 --registry s3://models/shop`
-    """
-    settings = load_settings(
-        brokers=brokers, registry=registry, state_dir=state_dir, partitions=partitions, trainer_http_port=http_port
-    )
-    for name in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS"):  # read when numpy and torch are imported
-        os.environ.setdefault(name, str(settings.trainer_threads))
-    import logging
-
-    from streams.trainer import TrainerOptions, run_trainer
-
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
-    logging.getLogger("aiokafka").setLevel(logging.WARNING)
-    summary = run_trainer(settings, TrainerOptions(device, once))
-    if json:
-        print_json(summary)
+app.command()(learning_cli.fit)
+app.command()(learning_cli.trainer)
+app.command()(evaluate_cli.evaluate)
 
 
 @app.command()

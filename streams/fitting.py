@@ -61,6 +61,7 @@ def fit_and_publish(
             chosen, cell, hidden, embedding, seed, epochs, progress=lambda progress: _show(bar, progress)
         )
     seconds = time.monotonic() - started
+    lineage["created_ms"] = int(time.time() * 1000)
     version = registry.publish(network, vocabulary, metrics, lineage)
     return {
         "model_version": version,

@@ -41,15 +41,17 @@ def test_an_alarm_hurries_until_the_rate_has_recovered() -> None:
     assert cadence.changed_at == 50_880
     assert cadence.due(51_379, 0.0, serving=True) is None
     assert cadence.due(51_380, 0.0, serving=True) == "drift"
-    cadence.observe(0.5)  # before any pass: of the old events still
+    cadence.observe(0.5, 900)  # before any pass: of the old events still
     assert cadence.changed_at == 50_880
     cadence.began(51_380, 0.0)
     assert cadence.due(52_379, 0.0, serving=True) is None
     assert cadence.due(52_380, 0.0, serving=True) == "drift"
     cadence.began(52_380, 0.0)
-    cadence.observe(0.26)
+    cadence.observe(0.26, 900)
     assert cadence.changed_at == 50_880
-    cadence.observe(0.27)
+    cadence.observe(0.9, 60)  # too few to tell
+    assert cadence.changed_at is not None
+    cadence.observe(0.27, 900)
     assert cadence.changed_at is None
     assert cadence.due(57_379, 0.0, serving=True) is None
     assert cadence.due(57_380, 0.0, serving=True) == "events"

@@ -8,7 +8,6 @@ import torch
 from models.finetune import (
     Candidate,
     FineTuneSettings,
-    Step,
     fine_tune,
     gate,
     held_out,
@@ -20,7 +19,7 @@ from models.registry import Registry, Version
 from models.vocabulary import VocabularySettings, grow
 from state.errors import RecstreamError
 from state.replay_sample import Sample
-from tests.models.learning import FINE, QUICK, a_buffer, stream
+from tests.models.learning import FINE, a_buffer, stream
 
 
 @pytest.fixture
@@ -119,63 +118,6 @@ def test_histories_are_by_user_and_time_ties_by_arrival(tmp_path: Path) -> None:
 def test_the_same_arguments_give_the_same_candidate(sample: Sample) -> None:
     assert same(fine_tune(None, sample, FINE, seed=4), fine_tune(None, sample, FINE, seed=4))
     assert not same(fine_tune(None, sample, FINE, seed=4), fine_tune(None, sample, FINE, seed=5))
-
-
-@pytest.mark.parametrize("sampled", [False, True])
-@pytest.mark.parametrize("kept", ["gru", "lstm"])
-def test_a_pass_stopped_anywhere_resumes_to_the_very_same_candidate(
-    sample: Sample, tmp_path: Path, kept: str, sampled: bool
-) -> None:
-    training = replace(QUICK, sampled_above=5, negatives=64) if sampled else QUICK
-    settings = replace(FINE, first=training, first_epochs=2, cell="lstm" if kept == "lstm" else "gru")
-    whole = fine_tune(None, sample, settings, seed=4)
-    checkpoint, shown = tmp_path / "checkpoint.pt", []
-    stops = iter([1, 5, 2, 9, 3])
-    found, steps = None, 0
-    for _ in range(60):
-        left = next(stops, 4)
-
-        def progress(step: Step) -> bool:
-            nonlocal left, steps
-            left, steps = left - 1, steps + 1
-            shown.append(step.done)
-            return left <= 0
-
-        found = fine_tune(None, sample, settings, 4, progress, checkpoint=checkpoint)
-        if found is not None:
-            break
-    assert same(found, whole)
-    assert found is not None and whole is not None and found.loss == whole.loss
-    assert shown == sorted(shown) and len(set(shown)) == len(shown)  # no batch twice
-
-
-def test_a_kill_between_checkpoints_goes_back_to_the_last_one(sample: Sample, tmp_path: Path) -> None:
-    class Killed(BaseException):
-        pass
-
-    whole = fine_tune(None, sample, FINE, seed=4)
-    checkpoint, count = tmp_path / "checkpoint.pt", 0
-    for end in (2, 4, 8, 20):
-
-        def progress(step: Step, end: int = end) -> None:
-            nonlocal count
-            count += 1
-            if count % end == 0:
-                raise Killed
-
-        with pytest.raises(Killed):
-            fine_tune(None, sample, FINE, 4, progress, checkpoint=checkpoint)
-    assert same(fine_tune(None, sample, FINE, 4, None, checkpoint=checkpoint), whole)
-
-
-@pytest.mark.parametrize("damage", [b"", b"not a checkpoint", None])
-def test_a_checkpoint_that_does_not_fit_is_ignored(sample: Sample, tmp_path: Path, damage: bytes | None) -> None:
-    checkpoint = tmp_path / "checkpoint.pt"
-    if damage is None:
-        fine_tune(None, sample, FINE, 3, None, checkpoint=checkpoint)  # of another seed
-    else:
-        checkpoint.write_bytes(damage)
-    assert same(fine_tune(None, sample, FINE, 4, None, checkpoint=checkpoint), fine_tune(None, sample, FINE, 4))
 
 
 def test_a_diverged_candidate_is_not_promoted(sample: Sample) -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from models.finetune import Step
-from models.learner import Job, Learner, LearnSettings, Outcome
+from models.learner import Job, Learner, LearnSettings, Outcome, fine_settings
 from models.registry import Registry
 from state.replay_buffer import ReplayBuffer
 from tests.models.learning import FINE, a_buffer, feed, stream
@@ -82,6 +82,18 @@ def test_after_an_alarm_only_what_came_since_is_learnt(begun: tuple[Learner, Rep
     feed(buffer, [(u, i, t + 2_000_000) for u, i, t in stream(500, stride=7, seed=1)])
     following = learner.begin(buffer, "events")
     assert following is not None and following.since == 1_500  # and it stays so, across restarts too
+
+
+def test_what_followed_a_change_is_learnt_harder_while_there_is_little_of_it(tmp_path: Path) -> None:
+    settings = LearnSettings(recent=600, changed_least=1_000)
+    with a_buffer(tmp_path / "buffer", stream(1_700)) as buffer:
+        sample = buffer.sample(600, 0, 0, 1_500)
+    job = Job("id", "v0001-0000000a", False, 0, "drift", 1_500, 1_000, sample)
+    fine = fine_settings(settings, job)
+    assert (fine.epochs, fine.training.learning_rate) == (settings.changed_epochs, settings.changed_rate)
+    assert fine_settings(settings, replace(job, since=0)) is settings.fine
+    assert fine_settings(settings, replace(job, anew=True)) is settings.fine
+    assert fine_settings(settings, replace(job, since=1_000)) is settings.fine  # 700 events: an old change
 
 
 def test_a_rejected_pass_after_an_alarm_takes_older_events_back_in(begun: tuple[Learner, ReplayBuffer]) -> None:

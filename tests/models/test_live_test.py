@@ -1,3 +1,4 @@
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -30,3 +31,18 @@ def test_hits_are_of_the_newest_events_in_order_of_arrival(tmp_path: Path) -> No
         hits, users = live.hits(buffer.sample(20, 0, 0))
         assert len(hits) == len(users) == 0  # a first event cannot be foretold
         assert hits.dtype == np.bool_
+
+
+def test_what_a_version_was_made_from_is_no_test_of_it(tmp_path: Path) -> None:
+    rows = stream(900)
+    registry = Registry(tmp_path / "registry")
+    with a_buffer(tmp_path / "buffer", rows[:600]) as buffer:
+        quick = replace(FINE, first_epochs=1)
+        candidate = fine_tune(None, buffer.sample(600, 0, 0), quick, 1)
+        assert candidate is not None
+        feed(buffer, rows[600:])
+        sample = buffer.sample(500, 0, 0)  # 200 of them are in the sample it was made from
+        table = {"newest_ms": rows[699][2]}
+        for lineage, tested in ((candidate.lineage, 300), (table, 200), ({}, 500)):
+            version = registry.load(registry.publish(candidate.network, candidate.vocabulary, {}, lineage))
+            assert len(LiveTest(version).hits(sample)[0]) == tested

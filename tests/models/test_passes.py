@@ -70,3 +70,18 @@ def test_windows_start_from_the_users_true_state(cell: Cell) -> None:
             with torch.no_grad():
                 _, expected = network.sequence(*inputs)
         torch.testing.assert_close(state, expected[0], rtol=1e-4, atol=1e-6)
+
+
+def test_what_stands_in_front_of_the_targets_is_only_led_through() -> None:
+    """Few targets at the end of long histories: windows of some steps, which tile, with the same targets as before."""
+    source = random_histories([95, 100, 30, 7])
+    wanted = np.zeros(len(source), np.bool_)
+    wanted[[90, 94, 194, 224, 229, 231]] = True
+    plan = lay_out(source, 100, 400, np.random.default_rng(1), wanted)
+    learnt = [batch(source, plan.windows[numbers], wanted).targets for numbers in plan.batches]
+    assert sorted(np.concatenate([part[part > 0] for part in learnt]).tolist()) == [91, 95, 195, 225, 230, 232]
+    assert sum(int(plan.windows[numbers, 1].sum()) for numbers in plan.batches) <= 14 + 10 + 20 + 7 + 10
+    for begin, end in zip(source.starts[:-1], source.starts[1:], strict=True):
+        own = plan.windows[(plan.windows[:, 0] >= begin) & (plan.windows[:, 0] < end)]
+        assert own[0, 0] == begin and own[-1].sum() == end - 1
+        assert (own[1:, 0] == own[:-1].sum(1)).all()

@@ -73,6 +73,35 @@ def test_a_candidate_waits_for_promotion_and_an_older_version_can_return(registr
     assert registry.current() == first
 
 
+def test_rolling_back_goes_along_what_was_promoted(registry: Registry) -> None:
+    names = [registry.publish(build(seed), WORDS, METRICS, LINEAGE) for seed in range(4)]
+    assert registry.promoted() == names[::-1]
+    assert registry.rollback() == names[2]
+    assert registry.promoted() == names[2::-1]
+    fifth = registry.publish(build(5), WORDS, METRICS, LINEAGE)
+    assert registry.promoted() == [fifth, names[2], names[1], names[0]]
+    registry.promote(names[1])
+    assert registry.promoted() == [names[1], fifth, names[2], names[0]]
+    registry._fs.rm(f"{registry._root}/{fifth}", recursive=True)
+    registry._fs.pipe_file(f"{registry._root}/{names[2]}/weights.safetensors", b"")
+    assert registry.rollback() == names[0]
+    assert registry.current() == names[0]
+    with pytest.raises(VersionRefused, match="no other one served before"):
+        registry.rollback()
+
+
+def test_rolling_back_where_nothing_serves_is_refused(registry: Registry) -> None:
+    with pytest.raises(VersionRefused, match="none was promoted yet"):
+        registry.rollback()
+
+
+def test_promoting_mends_a_damaged_pointer(registry: Registry) -> None:
+    name = registry.publish(build(), WORDS, METRICS, LINEAGE)
+    registry._fs.pipe_file(f"{registry._root}/CURRENT", b"nonsense")
+    registry.promote(name)
+    assert registry.promoted() == [name]
+
+
 def test_promotion_of_what_is_not_there_is_refused(registry: Registry) -> None:
     registry.publish(build(), WORDS, METRICS, LINEAGE)
     with pytest.raises(VersionRefused, match="not in the registry"):

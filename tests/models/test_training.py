@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -107,3 +109,13 @@ def test_unknown_targets_are_not_learnt() -> None:
 def test_the_sampler_knows_every_item_even_one_never_seen() -> None:
     sampler = Sampler.of(torch.zeros(5, dtype=torch.int64), negatives=400)
     assert set(sampler.draw(torch.Generator().manual_seed(0)).tolist()) == {1, 2, 3, 4}
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # torch's own
+@pytest.mark.parametrize(("bfloat16", "compiler"), [(True, ""), (False, "aot_eager"), (True, "aot_eager")])
+def test_autocast_and_compilation_learn_the_same(bfloat16: bool, compiler: str) -> None:
+    """What runs on CUDA by default, on the CPU: only rounding differs."""
+    plain = trained(epochs=3)[1]
+    found = trained(replace(SMALL, bfloat16=bfloat16, compiler=compiler), epochs=3)[1]
+    assert found == pytest.approx(plain, rel=0.02 if bfloat16 else 1e-4)
+    assert found != plain

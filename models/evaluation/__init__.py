@@ -1,0 +1,1 @@
+"""Evaluation of the model family: splits, full ranking, metrics, intervals, reports."""

@@ -1,0 +1,164 @@
+"""Data to evaluate on: an event table as it is, grouped by user, with what is known of its items.
+
+Letters: N events, V item rows.
+
+Unlike a stream, a table of somebody else's has columns and event types that nobody mapped. What can be guessed safely
+is guessed and said (`Dataset.notes`): common names of event types, ratings as kinds, missing times.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Final
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+from models.evaluation.items import describe
+from models.family.catalogue import Catalogue
+from models.layouts import recognise
+from models.sequences import Histories, histories
+from models.table_files import TableFile
+from models.tables import TYPES, Events, TableError, read_table
+from state.events import CLICK, PURCHASE, VIEW
+
+_NO_TIME_START_MS: Final = 1_577_836_800_000
+_NO_TIME_PACE: Final = 1000.0  # rows per second of tables without times: one millisecond a row
+_SYNONYMS: Final[Mapping[str, int]] = {
+    **TYPES,
+    **dict.fromkeys(("pv", "impression", "detail", "page_view", "pageview", "detail_view"), VIEW),
+    **dict.fromkeys(("buy", "bought", "transaction", "order", "sale", "pay", "checkout", "conversion"), PURCHASE),
+    **dict.fromkeys(("fav", "favorite", "favourite", "like", "cart", "addtocart", "add_to_cart", "basket"), CLICK),
+    **dict.fromkeys(("interaction", "play", "listen", "watch", "read", "rating", "rate", "review", "visit"), CLICK),
+}  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Dataset:
+    """Events by user and what is known of them.
+
+    Attributes:
+        name: What the report calls it.
+        source: The events (N), users end to end, each user's in order of time.
+        vocabulary: Item ids by row (V,); row 0 is the unknown item.
+        catalogue: Texts and attributes by row.
+        ratings: (N,) float32, NaN where there is none; None without ratings.
+        timed: Whether the table has times. Without them its order of rows stands for time within a user.
+        notes: What was guessed or left out, for the report.
+    """
+
+    name: str
+    source: Histories
+    vocabulary: list[str]
+    catalogue: Catalogue
+    ratings: NDArray[np.float32] | None = None
+    timed: bool = True
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def items(self) -> int:
+        """V."""
+        return len(self.vocabulary)
+
+
+def load(
+    path: Path,
+    columns: Mapping[str, str] | None = None,
+    types: Mapping[str, int] | None = None,
+    items: Path | None = None,
+    limit: int | None = None,
+) -> Dataset:
+    """Read an event table for evaluation.
+
+    Args:
+        path: CSV, TSV, JSON lines, Parquet or RecBole ``.inter``, plain or gzipped.
+        columns: Our column name to the table's, where they differ.
+        types: Value of event_type to kind; without it common names are known, and if none occurs all are clicks.
+        items: Table of the items (item_id, title, category, ...). Without it ``NAME.item`` beside ``NAME.inter`` and
+            ``NAME_items.*`` beside ``NAME_events.*`` are taken.
+        limit: Only the first so many events, in order of time.
+
+    Raises:
+        TableError: A table cannot be read, or no event is left.
+    """
+    with TemporaryDirectory() as folder:
+        layout = recognise(path, columns, Path(folder))
+        notes = list(layout.notes)
+        if types is None:
+            types = _guessed_types(layout.path, layout.columns, notes)
+        pace = {"rows_per_second": _NO_TIME_PACE, "start_ms": _NO_TIME_START_MS}
+        events = read_table(layout.path, layout.columns, types, **pace)  # type: ignore[arg-type]
+    notes += [f"{count:,} rows left out: {reason}" for reason, count in events.skipped.items()]
+    if not len(events):
+        what, why = f"No event of {path} can be used", "; ".join(notes) or "it has no rows"
+        raise TableError(what, why, "Check its columns, or name its types: --types pv=views,buy=purchases")
+    rows = len(events) + sum(events.skipped.values())
+    timed = not (events.times_ms.min() >= _NO_TIME_START_MS and events.times_ms.max() < _NO_TIME_START_MS + rows)
+    if not timed:
+        notes.append("no timestamps: the order of the rows stands for time")
+    elif (events.times_ms == events.times_ms[0]).all():
+        timed = False
+        notes.append("all timestamps are equal: the order of the rows stands for time")
+    events = events.time_ordered()
+    if limit is not None and limit < len(events):
+        events = events.take(np.arange(limit))
+    ratings = _ratings(events)
+    if ratings is not None and (events.kinds == events.kinds[0]).all():
+        events = Events(events.users, events.items, _kinds(ratings), events.times_ms, events.extras, events.skipped)
+        notes.append("ratings as kinds: the highest is a purchase, below the middle of the scale a view, else a click")
+    vocabulary = ["", *events.items.unique(maintain_order=True).to_list()]
+    catalogue, found = describe(path, items, vocabulary)
+    notes += found
+    source = histories(events, vocabulary)
+    if not timed:
+        source.gaps_seconds[:] = 0
+    order = _by_user(events)
+    name = path.name.split(".")[0]
+    return Dataset(name, source, vocabulary, catalogue, None if ratings is None else ratings[order], timed, notes)
+
+
+def _guessed_types(path: Path, columns: Mapping[str, str] | None, notes: list[str]) -> dict[str, int] | None:
+    """Value of event_type to kind for the values in the table; None without such a column."""
+    name = (columns or {}).get("event_type", "event_type")
+    table = TableFile(path)
+    if name not in table.header():
+        return None
+    values = table.read([name])[name].cast(pl.String).str.strip_chars().drop_nulls().unique(maintain_order=True)
+    found = [value for value in values.to_list() if value]
+    known = {value: _SYNONYMS[value.lower()] for value in found if value.lower() in _SYNONYMS}
+    if known or not found:
+        if any(value not in TYPES for value in known):
+            notes.append("event types as usual: " + ", ".join(f"{v} is a {_word(k)}" for v, k in known.items()))
+        return known or None
+    if len(found) > 50:  # no list of event types is that long
+        what = f"The column {name} of {path} does not look like an event type"
+        raise TableError(what, f"it has {len(found)} values, such as {found[0]!r}", "Map it: --types pv=views")
+    notes.append(f"unknown event types are clicks: {', '.join(found)}")
+    return dict.fromkeys(found, CLICK)
+
+
+def _word(kind: int) -> str:
+    return {CLICK: "click", VIEW: "view", PURCHASE: "purchase"}[kind]
+
+
+def _ratings(events: Events) -> NDArray[np.float32] | None:
+    """Ratings (N,) where the table has at least two different ones."""
+    if "rating" not in events.extras.columns:
+        return None
+    ratings = events.extras["rating"].fill_null(np.nan).to_numpy().astype(np.float32)
+    return ratings if len(np.unique(ratings[np.isfinite(ratings)])) > 1 else None
+
+
+def _kinds(ratings: NDArray[np.float32]) -> NDArray[np.uint8]:
+    best, middle = np.nanmax(ratings), (np.nanmax(ratings) + np.nanmin(ratings)) / 2
+    known = np.where(np.isfinite(ratings), ratings, middle)
+    return np.select([known >= best, known >= middle], [PURCHASE, CLICK], VIEW).astype(np.uint8)
+
+
+def _by_user(events: Events) -> NDArray[np.int64]:
+    """Rows of time-ordered events in the order of `models.sequences.histories`."""
+    names = events.users.unique(maintain_order=True)
+    users = events.users.replace_strict(names, np.arange(len(names)), return_dtype=pl.Int64).to_numpy()
+    return np.argsort(users, kind="stable")

@@ -1,0 +1,78 @@
+"""What tables say of items: titles and words, categories and other attributes."""
+
+import re
+from pathlib import Path
+from typing import Final
+
+import polars as pl
+
+from models.family.catalogue import Catalogue
+from models.table_files import TableFile, read_columns
+
+_TEXT: Final = ("title", "name", "text", "description", "summary")
+_SKIPPED: Final = ("item_id", "user_id", "timestamp", "event_type", "rating", "price", "quantity", "session_id")
+_SEVERAL: Final = re.compile(r"ids$|class|genre|tag|categories|attributes")  # columns of several values, by their name
+_INLINE: Final = re.compile(r"title|category|genre|brand|class|description|attributes")  # in the event table itself
+_MOST_SHARE: Final = 0.5  # a column with more distinct values than this share of the items names them
+_FEW: Final = 20  # but so many are always few
+
+
+def describe(events: Path, items: Path | None, vocabulary: list[str]) -> tuple[Catalogue, list[str]]:
+    """The catalogue of a vocabulary, from a table of items or from the event table's own columns.
+
+    Args:
+        events: The event table.
+        items: The table of items; None looks for one beside the event table.
+        vocabulary: Item ids by row (V,).
+
+    Returns:
+        The catalogue, and what it was made from, for the report.
+
+    Raises:
+        TableError: The given table of items cannot be read.
+    """
+    path = items or _beside(events)
+    table = TableFile(path or events)
+    header = [name for name in table.header() if name not in _SKIPPED]
+    if path is None:
+        header = [name for name in header if _INLINE.search(name)]
+        if not header or "item_id" not in table.header():
+            return Catalogue.empty(len(vocabulary)), []
+    named = {"item_id": "item_id", **{name: name for name in header}}
+    frame = read_columns(path or events, named, must=("item_id",))
+    frame = frame.drop_nulls("item_id").unique("item_id", keep="first", maintain_order=True)
+    rows = pl.DataFrame({"item_id": vocabulary[1:]}, schema={"item_id": pl.String})
+    frame = rows.join(frame, on="item_id", how="left", maintain_order="left")
+    texts, attributes = [name for name in header if any(word in name for word in _TEXT)], list[str]()
+    for name in header:
+        if name not in texts and (_SEVERAL.search(name) or _describes(frame[name])):
+            attributes.append(name)
+    words = ["", *frame.select(pl.concat_str(texts, separator=". ", ignore_nulls=True)).to_series()] if texts else None
+    valued: list[tuple[str, ...]] = [(), *(() for _ in range(len(frame)))]
+    for name in attributes:
+        for row, value in enumerate(frame[name], start=1):
+            if value is not None:
+                valued[row] += tuple(f"{name}={part}" for part in _parts(name, str(value)))
+    notes = [f"items: {', '.join([*texts, *attributes]) or 'nothing usable'} from {(path or events).name}"]
+    return Catalogue(words or [""] * len(vocabulary), valued), notes
+
+
+def _describes(column: pl.Series) -> bool:
+    """Whether the values of a column group items; one whose values are nearly all different only names them."""
+    known = column.drop_nulls()
+    distinct = known.n_unique()
+    return 1 < distinct < len(known) and distinct <= max(_MOST_SHARE * len(known), _FEW)
+
+
+def _parts(name: str, value: str) -> list[str]:
+    separator = r"[|,;\s]+" if _SEVERAL.search(name) else r"[|;]"
+    return [part for part in re.split(separator, value) if part]
+
+
+def _beside(events: Path) -> Path | None:
+    """The table of items that belongs to an event table by its name."""
+    stem, _, ending = events.name.partition(".")
+    candidates = [events.with_name(f"{stem}.item")] if ending.startswith("inter") else []
+    if stem.endswith("_events"):
+        candidates += sorted(events.parent.glob(f"{stem.removesuffix('_events')}_items.*"))
+    return next((path for path in candidates if path.is_file()), None)

@@ -1,0 +1,132 @@
+"""Full ranking of what came next, for any model: rank of the target and the list each user would have been shown.
+
+Every item competes in every ranking. Unmasked, items the user already has compete as well; masked, they do not. A
+target that the user already has can never be recommended when masked, so it counts as a miss there.
+
+Letters: K judged events, W windows, T steps, Q query width, V item rows, L length of lists.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from models.family.asking import queries_before, ranks_of
+from models.family.interface import SequenceModel
+from models.network import UNKNOWN_ROW
+from models.sequences import Histories
+
+LISTED: Final = 10
+_SCORES: Final = 2**22  # of one slice of judged events, 16 MB
+Report = Callable[[float], object]
+
+
+@dataclass(frozen=True, slots=True)
+class Ranking:
+    """Where each judged event's item stood, and what was recommended instead.
+
+    Attributes:
+        ranks: (K,) 1 + better + ties / 2; infinity where the item cannot be recommended.
+        lists: (K, L) item rows recommended, best first; 0 where there are fewer.
+        scores: (K,) score of the target.
+    """
+
+    ranks: NDArray[np.float64]
+    lists: NDArray[np.int32]
+    scores: NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True)
+class Judgement:
+    """Both rankings of the same events.
+
+    Attributes:
+        events: (K,) places of the judged events in the histories.
+        unmasked: Every item competes.
+        masked: Items the user had before do not.
+    """
+
+    events: NDArray[np.int64]
+    unmasked: Ranking
+    masked: Ranking
+
+
+@torch.inference_mode()
+def judge(
+    model: SequenceModel, source: Histories, judged: NDArray[np.bool_], report: Report | None = None
+) -> Judgement:
+    """Rank every item for every judged event.
+
+    Args:
+        model: A fitted model.
+        source: The histories; each judged event is ranked knowing what its user did before it, and nothing else.
+        judged: (N,) which events.
+        report: Called with the share done.
+    """
+    events = np.flatnonzero(judged & (source.items != UNKNOWN_ROW))
+    share = report or (lambda share: None)
+    asked = queries_before(model, source, events, lambda done: share(0.3 * done))
+    return rank_events(model, source, events, asked, lambda done: share(0.3 + 0.7 * done))
+
+
+@torch.inference_mode()
+def rank_events(
+    model: SequenceModel,
+    source: Histories,
+    events: NDArray[np.int64],
+    asked: Tensor,
+    report: Report | None = None,
+    candidates: Tensor | None = None,
+) -> Judgement:
+    """Rank every item for events (K,) with these queries (K, Q).
+
+    Args:
+        model: A fitted model.
+        source: The histories.
+        events: (K,) ascending.
+        asked: Queries (K, Q) from `models.family.asking.queries_before`.
+        report: Called with the share done.
+        candidates: (V,) bool, items that compete; all but row 0 when None. A target outside is a miss.
+    """
+    user = np.searchsorted(source.starts, events, side="right") - 1
+    start = source.starts[:-1][user]
+    targets = torch.from_numpy(source.items[events].astype(np.int64))
+    length = min(LISTED, model.items - 1)
+    parts: list[tuple[_Slice, _Slice]] = []
+    rows = max(1, _SCORES // model.items)
+    for begin in range(0, len(events), rows):
+        part = slice(begin, begin + rows)
+        scores = model.item_scores(asked[part])  # (rows, V)
+        if candidates is not None:
+            scores.masked_fill_(~candidates, -torch.inf)
+        open_ = _rank(scores, targets[part], length)
+        number = events[part] - start[part]
+        row = np.repeat(np.arange(len(number)), number)
+        place = np.arange(number.sum()) - np.repeat(np.cumsum(number) - number, number) + np.repeat(start[part], number)
+        scores[torch.from_numpy(row), torch.from_numpy(source.items[place].astype(np.int64))] = -torch.inf
+        parts.append((open_, _rank(scores, targets[part], length)))
+        if report:
+            report(min(1.0, (begin + rows) / len(events)))
+    unmasked, masked = (_joined([both[number] for both in parts], length) for number in (0, 1))
+    return Judgement(events, unmasked, masked)
+
+
+_Slice = tuple[NDArray[np.float64], NDArray[np.int32], NDArray[np.float32]]
+
+
+def _rank(scores: Tensor, targets: Tensor, length: int) -> _Slice:
+    ranks, score = ranks_of(scores, targets)
+    best, lists = scores.nan_to_num(nan=-torch.inf, neginf=-torch.inf).topk(length, dim=1)
+    lists = lists.masked_fill(best == -torch.inf, UNKNOWN_ROW)
+    return ranks.numpy(), lists.numpy().astype(np.int32), score.float().numpy()
+
+
+def _joined(parts: list[_Slice], length: int) -> Ranking:
+    if not parts:
+        return Ranking(np.zeros(0), np.zeros((0, length), np.int32), np.zeros(0, np.float32))
+    ranks, lists, scores = (np.concatenate(column) for column in zip(*parts, strict=True))
+    return Ranking(ranks, lists, scores)

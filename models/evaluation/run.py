@@ -1,0 +1,266 @@
+"""One evaluation: fit each model, rank what came next in full, and put the figures side by side.
+
+Letters: N events, K judged events, V item rows, B users.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Any, Final, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from models.evaluation.dataset import Dataset
+from models.evaluation.intervals import intervals, segments
+from models.evaluation.judging import Judgement, judge
+from models.evaluation.metrics import Background, accuracy, beyond, rounded
+from models.evaluation.prequential import JUDGED_SHARE, prequential
+from models.evaluation.ratings import rating_errors
+from models.evaluation.splits import Split, cold_items, leave_one_out, subset, time_split
+from models.family.compression import KINDS, compress
+from models.family.interface import Lesson, SequenceModel, gather
+from models.family.registry import MODELS, build
+from state.errors import RecstreamError
+
+Protocol = Literal["leave-one-out", "time-split", "prequential", "cold-items"]
+PROTOCOLS: Final[tuple[Protocol, ...]] = ("leave-one-out", "time-split", "prequential", "cold-items")
+JUDGED: Final = 25_000  # most judged events by default; whole users are drawn where there are more
+_COST_USERS: Final = 256
+_COST_ROUNDS: Final = 20
+_SEEDLESS: Final = ("popularity", "markov", "skip-markov", "session-knn")  # nothing in them is drawn at random
+Report = Callable[[str, float, str], object]
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """How to evaluate.
+
+    Attributes:
+        protocol: How the log is split.
+        seeds: Fits of every model that draws at random; figures are means over them.
+        effort: Factor on training budgets.
+        judged: Most judged events.
+        clock: Seconds, for the time a model takes; the standard library's ``perf_counter`` outside of tests.
+    """
+
+    protocol: Protocol
+    clock: Callable[[], float]
+    seeds: int = 1
+    effort: float = 1.0
+    judged: int = JUDGED
+
+
+@dataclass(slots=True)
+class Outcome:
+    """What became of one model over all seeds."""
+
+    judgements: list[Judgement] = field(default_factory=list)
+    validations: list[Judgement] = field(default_factory=list)
+    seconds: float = 0.0
+    model: SequenceModel | None = None
+
+
+def evaluate(data: Dataset, names: list[str], settings: Settings, report: Report) -> dict[str, Any]:
+    """Evaluate models by name on one data set.
+
+    Args:
+        data: From `models.evaluation.dataset.load`.
+        names: Names of `models.family.registry.MODELS`; ``gru:int8`` is the fitted ``gru`` made smaller (`compress`).
+        settings: How.
+        report: Called with a model's name, the share of its work done, and a note.
+
+    Returns:
+        ``{"models": {name: {"unmasked": {...}, "masked": {...}, "seconds": ...}}}`` with intervals, segments, cost and
+        what was evaluated on beside them; everything is plain JSON.
+
+    Raises:
+        RecstreamError: A model is unknown, or the log is too short for the protocol.
+    """
+    require_known(names)
+    split, notes = _split(data, settings)
+    background = Background.of(split.past(data.source), data.items)
+    body: dict[str, Any] = {
+        "data": {
+            "name": data.name,
+            "users": data.source.users,
+            "items": data.items - 1,
+            "events": len(data.source),
+            "learnt_events": int(split.learnt.sum()),
+            "judged_events": int(split.judged.sum()),
+            "notes": [*data.notes, *notes],
+        },
+        "protocol": settings.protocol,
+        "seeds": settings.seeds,
+        "models": {},
+    }
+    fitted: dict[tuple[str, int], SequenceModel] = {}
+    for name in dict.fromkeys(names):
+        outcome = _run(data, name, split, settings, report, fitted)
+        body["models"][name] = _figures(data, name, outcome, split, background, settings)
+        report(name, 1.0, "")
+    return body
+
+
+def _split(data: Dataset, settings: Settings) -> tuple[Split, list[str]]:
+    source, notes = data.source, list[str]()
+    if settings.protocol == "leave-one-out":
+        split = leave_one_out(source)
+    elif settings.protocol != "prequential":
+        split = time_split(data) if settings.protocol == "time-split" else cold_items(data)
+        if not data.timed:
+            notes.append("time split without times: the newest tenth of each user's own events is judged")
+    else:
+        when = np.empty(len(source), np.int64)
+        when[np.argsort(source.times_ms, kind="stable")] = np.arange(len(source))
+        newer = when >= int(len(source) * (1 - JUDGED_SHARE))
+        return Split(~newer, np.zeros_like(newer), newer), notes
+    if split.judged.sum() > settings.judged:
+        users = np.repeat(np.arange(source.users), np.diff(source.starts))
+        order = np.random.default_rng(0).permutation(source.users)
+        number = np.bincount(users[split.judged], minlength=source.users)
+        chosen = order[: max(1, int(np.searchsorted(np.cumsum(number[order]), settings.judged, side="right")))]
+        total = int(split.judged.sum())
+        split = replace(split, judged=split.judged & np.isin(users, chosen))
+        notes.append(f"{split.judged.sum():,} of {total:,} held-out events are judged: those of users drawn at random")
+    return split, notes
+
+
+def require_known(names: list[str]) -> None:
+    """Check names of models.
+
+    Raises:
+        RecstreamError: One is unknown, or there is none.
+    """
+    parts = [(name, *name.partition(":")) for name in names]
+    unknown = [name for name, base, mark, kind in parts if base not in MODELS or (mark and kind not in KINDS)]
+    if unknown or not names:
+        what = f"There is no model {unknown[0]!r}" if unknown else "No model was named"
+        why = f"the models are {', '.join(MODELS)}; smaller ones end in :{', :'.join(KINDS)}"
+        raise RecstreamError(what, why, "Choose among them: --models markov,gru,gru:int8")
+
+
+def _run(
+    data: Dataset,
+    name: str,
+    split: Split,
+    settings: Settings,
+    report: Report,
+    fitted: dict[tuple[str, int], SequenceModel],
+) -> Outcome:
+    outcome = Outcome()
+    base, _, kind = name.partition(":")
+    seeds = 1 if base in _SEEDLESS else settings.seeds
+    for seed in range(seeds):
+        started = settings.clock()
+
+        def progress(share: float, note: str, seed: int = seed) -> None:
+            of = f"seed {seed + 1} of {seeds}" if seeds > 1 else ""
+            report(name, (seed + share) / seeds, ", ".join(part for part in (of, note) if part))
+
+        def fit(
+            lesson: Lesson, begin: float, end: float, progress: Callable[[float, str], None] = progress
+        ) -> SequenceModel:
+            whole = fitted.get((base, lesson.seed)) if kind and settings.protocol != "prequential" else None
+            if whole is None:
+                whole = build(base, data.items)
+                whole.fit(replace(lesson, report=lambda share, note: progress(begin + (end - begin) * share, note)))
+                if settings.protocol != "prequential":
+                    fitted[base, lesson.seed] = whole
+            return compress(whole, kind).model if kind else whole  # type: ignore[arg-type]
+
+        if settings.protocol == "prequential":
+            online = bool(getattr(MODELS[base], "online", False))
+            outcome.model, judgement = prequential(data, fit, online, seed, settings.effort, progress)
+        else:
+            keep = split.learnt | split.validation
+            lesson = Lesson(
+                past=split.past(data.source),
+                source=subset(data.source, keep),
+                judged=split.validation[keep],
+                catalogue=data.catalogue,
+                seed=seed,
+                effort=settings.effort,
+                timed=data.timed,
+            )
+            outcome.model = fit(lesson, 0.0, 0.9)
+            judgement = judge(
+                outcome.model, data.source, split.judged, lambda share: progress(0.9 + 0.1 * share, "ranking")
+            )
+            if data.ratings is not None:
+                outcome.validations.append(judge(outcome.model, data.source, split.validation))
+        outcome.judgements.append(judgement)
+        outcome.seconds += settings.clock() - started
+    return outcome
+
+
+def _figures(
+    data: Dataset, name: str, outcome: Outcome, split: Split, background: Background, settings: Settings
+) -> dict[str, Any]:
+    assert outcome.model is not None
+    events = outcome.judgements[0].events
+    users = np.searchsorted(data.source.starts, events, side="right") - 1
+    figures: dict[str, Any] = {}
+    spread: dict[str, Any] = {}
+    between: dict[str, Any] = {}
+    parts: dict[str, Any] = {}
+    for side in ("unmasked", "masked"):
+        rankings = [getattr(judgement, side) for judgement in outcome.judgements]
+        found = [
+            {**accuracy(ranking.ranks, data.items - 1), **beyond(ranking, users, background)} for ranking in rankings
+        ]
+        figures[side] = rounded({key: float(np.mean([one[key] for one in found])) for key in found[0]})
+        ranks = np.concatenate([ranking.ranks for ranking in rankings])
+        between[side] = intervals(ranks, np.tile(users, len(rankings)))
+        parts[side] = segments(ranks, np.tile(events, len(rankings)), data.source, background)
+        if len(found) > 1:
+            spread[side] = {
+                metric: [round(one[metric], 6) for one in found]
+                for metric in ("hr@10", "ndcg@10", "mrr@10")
+                if metric in found[0]
+            }
+    figures["seconds"] = round(outcome.seconds / len(outcome.judgements), 2)
+    figures["intervals"], figures["segments"] = between, parts
+    if spread:
+        figures["by_seed"] = spread
+    if data.ratings is not None and outcome.validations:
+        errors = [
+            rating_errors(data.ratings, data.source, split, validation, judgement)
+            for validation, judgement in zip(outcome.validations, outcome.judgements, strict=True)
+        ]
+        if all(errors):
+            figures["ratings"] = {key: round(float(np.mean([one[key] for one in errors])), 6) for key in errors[0]}
+    figures["cost"] = {**cost(outcome.model, data, settings.clock), "model_bytes": _size(outcome.model, name)}
+    source = getattr(outcome.model, "text_source", None)
+    if source is not None:
+        figures["text"] = source
+    return figures
+
+
+def cost(model: SequenceModel, data: Dataset, clock: Callable[[], float]) -> dict[str, Any]:
+    """State bytes per user, learnt values, and microseconds per event of a step and of scoring every item.
+
+    Measured on batches of 256 users on one thread, the median of 20.
+    """
+    source = data.source
+    rng = np.random.default_rng(0)
+    chosen: NDArray[np.int64] = rng.integers(0, len(source), _COST_USERS)
+    events = gather(source, np.stack((chosen, np.ones_like(chosen)), axis=1)).at(0)
+    state = model.initial_state(_COST_USERS)
+    times: dict[str, list[float]] = {"step_us": [], "score_us": []}
+    with torch.inference_mode():
+        for _ in range(_COST_ROUNDS):
+            started = clock()
+            state = model.step(state, events)
+            stepped = clock()
+            model.scores(state)
+            times["step_us"].append(stepped - started)
+            times["score_us"].append(clock() - stepped)
+    medians = {name: round(float(np.median(taken)) / _COST_USERS * 1e6, 2) for name, taken in times.items()}
+    return {"state_bytes": 4 * model.state_size, "parameters": model.parameters, **medians}
+
+
+def _size(model: SequenceModel, name: str) -> int:
+    """Bytes of a model as it is stored."""
+    kind = name.partition(":")[2]
+    return compress(model, kind).size if kind else compress(model, KINDS[0]).original  # type: ignore[arg-type]

@@ -1,0 +1,120 @@
+"""Asking a model: what each user's query was just before an event, and where the event's item then stood.
+
+Letters: K events, W windows, T steps, Q query width, V item rows.
+"""
+
+from collections.abc import Callable
+from typing import Final
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from models.family.interface import SequenceModel, gather
+from models.sequences import Histories, grouped
+
+_STEPS: Final = 2**13  # of one batch of windows, padding included
+_SCORES: Final = 2**22  # of one slice of events, 16 MB
+Report = Callable[[float], object]
+
+
+@torch.inference_mode()
+def queries_before(
+    model: SequenceModel, source: Histories, events: NDArray[np.int64], report: Report | None = None
+) -> Tensor:
+    """The query (K, Q) each user had just before each of the events (K,), given in ascending order.
+
+    Args:
+        model: The model.
+        source: The histories.
+        events: (K,) places in the histories; a user's first event is asked of the initial state.
+        report: Called with the share done.
+    """
+    user = np.searchsorted(source.starts, events, side="right") - 1
+    start = source.starts[:-1][user]
+    found = model.query(model.initial_state(1)).repeat(len(events), 1)
+    begin = np.maximum(start, events - model.context)
+    if not model.pointwise:  # one window reaches over all events of a user
+        first = np.searchsorted(user, user)
+        begin = begin[first]
+    windows = np.stack((begin, events - begin), axis=1)  # (K, 2) each event's own
+    after = np.flatnonzero(events > start)
+    if model.pointwise:
+        _each(model, source, windows, after, found, report)
+    else:
+        _along(model, source, windows, after, user, found, report)
+    return found
+
+
+def _each(
+    model: SequenceModel,
+    source: Histories,
+    windows: NDArray[np.int64],
+    after: NDArray[np.int64],
+    found: Tensor,
+    report: Report | None,
+) -> None:
+    order = after[np.argsort(windows[after, 1], kind="stable")]
+    done = 0
+    for part in grouped(windows[order], _STEPS):
+        numbers = order[done : done + len(part)]
+        found[torch.from_numpy(numbers)] = model.last(gather(source, part), torch.from_numpy(part[:, 1].copy()))
+        done += len(part)
+        if report:
+            report(done / len(order))
+
+
+def _along(
+    model: SequenceModel,
+    source: Histories,
+    windows: NDArray[np.int64],
+    after: NDArray[np.int64],
+    user: NDArray[np.int64],
+    found: Tensor,
+    report: Report | None,
+) -> None:
+    if not len(after):
+        return
+    final = after[np.append(np.diff(user[after]) > 0, True)]  # each user's last judged event
+    single = len(final) == len(after)
+    final = final[np.argsort(windows[final, 1], kind="stable")]
+    done = 0
+    for part in grouped(windows[final], _STEPS):
+        chosen = final[done : done + len(part)]
+        done += len(part)
+        batch = gather(source, part)
+        if single:
+            found[torch.from_numpy(chosen)] = model.last(batch, torch.from_numpy(part[:, 1].copy()))
+        else:
+            row = np.full(user.max() + 1, -1)
+            row[user[chosen]] = np.arange(len(chosen))
+            mine = after[row[user[after]] >= 0]
+            place = (torch.from_numpy(row[user[mine]]), torch.from_numpy(windows[mine, 1] - 1))
+            found[torch.from_numpy(mine)] = model.sequence(batch)[place]
+        if report:
+            report(done / len(final))
+
+
+@torch.inference_mode()
+def target_ranks(model: SequenceModel, asked: Tensor, targets: NDArray[np.int32]) -> NDArray[np.float64]:
+    """Ranks (K,) of target rows (K,) among all items for queries (K, Q); nothing is excluded."""
+    rows = max(1, _SCORES // model.items)
+    wanted = torch.from_numpy(targets.astype(np.int64))
+    parts = [
+        ranks_of(model.item_scores(asked[begin : begin + rows]), wanted[begin : begin + rows])[0].numpy()
+        for begin in range(0, len(targets), rows)
+    ]
+    return np.concatenate(parts) if parts else np.zeros(0)
+
+
+def ranks_of(scores: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """Ranks (K,), 1 + better + ties / 2, of targets (K,) by scores (K, V), and their scores (K,).
+
+    A target that scores minus infinity, or nothing comparable, has the rank infinity.
+    """
+    score = scores.gather(1, targets[:, None])
+    # "Not at most" instead of "greater": a model that has diverged to NaN ranks last, not first.
+    better, ties = (~(scores <= score)).sum(1), ((scores == score).sum(1) - 1).clamp(min=0)
+    ranks = (1 + better + ties / 2).double().masked_fill(~(score[:, 0] > -torch.inf), torch.inf)
+    return ranks, score[:, 0]

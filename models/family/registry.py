@@ -1,0 +1,65 @@
+"""The models by their names on the command line."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final
+
+from models.family.content import Fusion
+from models.family.counting import Markov, Popularity, SkipMarkov
+from models.family.ensemble import Ensemble
+from models.family.factors import Bpr
+from models.family.interface import SequenceModel, read_saved
+from models.family.neighbours import SessionKnn
+from models.family.recurrent import Gru, Lstm, Rnn, TimeLstm
+from models.family.transformer import Bert, Transformer
+from state.errors import RecstreamError
+
+MODELS: Final[dict[str, Callable[..., SequenceModel]]] = {
+    model.name: model
+    for model in (
+        Popularity,
+        Markov,
+        SkipMarkov,
+        SessionKnn,
+        Bpr,
+        Rnn,
+        Lstm,
+        Gru,
+        TimeLstm,
+        Transformer,
+        Bert,
+        Fusion,
+        Ensemble,
+    )
+}
+
+
+def build(name: str, items: int) -> SequenceModel:
+    """A model by name for ``items`` rows, not yet fitted.
+
+    Raises:
+        RecstreamError: There is no such model.
+    """
+    if name not in MODELS:
+        what = f"There is no model {name!r}"
+        raise RecstreamError(what, f"the models are {', '.join(MODELS)}", "Choose among them: --models gru,markov")
+    return MODELS[name](items)
+
+
+def load(path: Path) -> SequenceModel:
+    """A saved model, ready to use.
+
+    Raises:
+        RecstreamError: It cannot be read, or does not fit its own description.
+    """
+    name, settings, tensors = read_saved(path)
+    if name not in MODELS:
+        what, why = f"{path} holds a model {name!r}", f"this release knows {', '.join(MODELS)}"
+        raise RecstreamError(what, why, "Load it with the release that saved it")
+    try:
+        model = MODELS[name](**settings)
+        model.restore(tensors)
+    except (TypeError, KeyError, RuntimeError, ValueError) as error:
+        what = f"{path} is damaged"
+        raise RecstreamError(what, str(error).splitlines()[0], "Save the model again") from error
+    return model

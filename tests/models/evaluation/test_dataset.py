@@ -1,0 +1,106 @@
+import gzip
+
+import numpy as np
+import pytest
+
+from models.evaluation.dataset import load
+from models.tables import TableError
+from state.events import CLICK, PURCHASE, VIEW
+from tests.models.evaluation.walks import table
+
+
+def test_events_are_grouped_by_user_in_time_order_with_rows_by_first_appearance(tmp_path):
+    path = table(tmp_path / "a.csv", ["user_id,item_id,timestamp", "u,x,30", "v,y,10", "u,z,20"])
+    data = load(path)
+    assert data.vocabulary == ["", "y", "z", "x"]
+    assert data.source.items.tolist() == [1, 2, 3]
+    assert data.source.starts.tolist() == [0, 1, 3]
+    assert data.timed and data.notes == []
+
+
+def test_usual_event_types_are_understood_and_said(tmp_path):
+    lines = ["user_id,item_id,event_type", "u,a,view", "u,b,addtocart", "u,c,transaction", "u,d,refund"]
+    data = load(table(tmp_path / "a.csv", lines))
+    assert data.source.kinds.tolist() == [VIEW, CLICK, PURCHASE]
+    assert any("addtocart is a click" in note for note in data.notes)
+    assert any("1 rows left out" in note for note in data.notes)
+
+
+def test_unknown_event_types_are_all_clicks(tmp_path):
+    data = load(table(tmp_path / "a.csv", ["user_id,item_id,event_type", "u,a,zap", "u,b,zop"]))
+    assert data.source.kinds.tolist() == [CLICK, CLICK]
+    assert "unknown event types are clicks: zap, zop" in data.notes
+
+
+def test_a_column_of_ids_is_no_event_type(tmp_path):
+    lines = ["user_id,item_id,event_type", *(f"u,i{n},t{n}" for n in range(60))]
+    with pytest.raises(TableError, match="does not look like an event type"):
+        load(table(tmp_path / "a.csv", lines))
+
+
+def test_named_types_are_taken_as_named(tmp_path):
+    lines = ["uid,sku,action", "u,a,1", "u,b,2", "u,c,3"]
+    columns = {"user_id": "uid", "item_id": "sku", "event_type": "action"}
+    data = load(table(tmp_path / "a.csv", lines), columns, {"1": VIEW, "2": PURCHASE})
+    assert data.source.kinds.tolist() == [VIEW, PURCHASE]
+
+
+@pytest.mark.parametrize("stamp", [None, "77"], ids=["no column", "one moment"])
+def test_without_times_the_order_of_rows_counts(tmp_path, stamp):
+    head = "user_id,item_id" + (",timestamp" if stamp else "")
+    rows = [f"u{n % 3},i{n}" + (f",{stamp}" if stamp else "") for n in range(30)]
+    data = load(table(tmp_path / "a.csv", [head, *rows]))
+    assert not data.timed
+    assert data.source.items[:3].tolist() == [1, 4, 7]
+    assert not data.source.gaps_seconds.any()
+    assert any("order of the rows" in note for note in data.notes)
+
+
+def test_ratings_follow_their_events_and_become_kinds(tmp_path):
+    lines = ["user_id,item_id,timestamp,rating", "u,a,3,5", "v,b,1,1", "u,c,2,3", "v,d,4,"]
+    data = load(table(tmp_path / "a.csv", lines))
+    named = [data.vocabulary[row] for row in data.source.items]
+    assert dict(zip(named, data.ratings.tolist(), strict=True))["a"] == 5
+    assert [named[place] for place in np.flatnonzero(np.isnan(data.ratings))] == ["d"]
+    kinds = dict(zip(named, data.source.kinds.tolist(), strict=True))
+    assert kinds == {"a": PURCHASE, "b": VIEW, "c": CLICK, "d": CLICK}
+
+
+def test_a_limit_keeps_the_oldest(tmp_path):
+    lines = ["user_id,item_id,timestamp", "u,late,9", "u,early,1", "u,middle,5"]
+    assert load(table(tmp_path / "a.csv", lines), limit=2).vocabulary == ["", "early", "middle"]
+
+
+def test_nothing_usable_is_said(tmp_path):
+    with pytest.raises(TableError, match="No event"):
+        load(table(tmp_path / "a.csv", ["user_id,item_id,timestamp", ",a,1", "u,,2"]))
+    with pytest.raises(TableError, match="no column item_id"):
+        load(table(tmp_path / "b.csv", ["user_id,thing", "u,a"]))
+
+
+def test_items_beside_the_events_describe_them(tmp_path):
+    with gzip.open(tmp_path / "shop_events.tsv.gz", "wt") as file:
+        file.write("user_id\titem_id\ttimestamp\nu\ta\t1\nu\tb\t2\nu\tc\t3\nu\td\t4\n")
+    lines = ["item_id\ttitle\tcategory\tprice", "a\tRed shoe\tshoes\t1", "b\tHat\thats\t2", "c\tBlue shoe\tshoes\t3"]
+    table(tmp_path / "shop_items.tsv", lines)
+    data = load(tmp_path / "shop_events.tsv.gz")
+    assert data.catalogue.texts == ["", "Red shoe", "Hat", "Blue shoe", ""]
+    assert data.catalogue.attributes[1] == ("category=shoes",) and data.catalogue.attributes[4] == ()
+    assert data.catalogue.attribute_table()[1] == ["category=shoes"]
+    assert any("shop_items.tsv" in note for note in data.notes)
+
+
+def test_recbole_items_and_columns_of_the_events_describe_too(tmp_path):
+    table(tmp_path / "m.inter", ["user_id:token\titem_id:token\ttimestamp:float", "1\t7\t5", "1\t8\t6", "2\t9\t7"])
+    lines = [
+        "item_id:token\tmovie_title:token_seq\tclass:token_seq",
+        "7\tHeat\tCrime Drama",
+        "8\tUp\tDrama",
+        "9\tIt\tHorror",
+    ]
+    table(tmp_path / "m.item", lines)
+    data = load(tmp_path / "m.inter")
+    assert data.catalogue.texts[1] == "Heat"
+    assert data.catalogue.attributes[1] == ("class=Crime", "class=Drama")
+    inline = load(table(tmp_path / "x.csv", ["user_id,item_id,title", "u,a,Alpha", "v,b,Beta", "w,a,Alpha"]))
+    assert inline.catalogue.texts == ["", "Alpha", "Beta"]

@@ -1,0 +1,40 @@
+import pytest
+import torch
+
+from models.family.compression import KINDS, compress
+from models.family.registry import MODELS
+from state.errors import RecstreamError
+from tests.models.family.walks import windows
+
+SIZES = {"fp16": 0.6, "int8": 0.45, "pruned": 0.75}  # most of the original; small models are half biases and scales
+
+
+@pytest.mark.parametrize("name", ["gru", "lstm", "transformer", "bpr", "fusion"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_smaller_models_score_nearly_the_same(name, kind, model_of):
+    model, events = model_of(name), windows()
+    small = compress(model, kind)
+    assert small.size < small.original
+    wide = compress(MODELS[name](500), kind)
+    assert wide.size < SIZES[kind] * wide.original
+    ours = model.item_scores(model.sequence(events)[:, -1])[:, 1:]
+    theirs = small.model.item_scores(small.model.sequence(events)[:, -1])[:, 1:]
+    spread = ours.std().item()
+    assert (ours - theirs).abs().mean() < {"fp16": 0.01, "int8": 0.1, "pruned": 1.0}[kind] * spread
+
+
+def test_the_original_stays_as_it_is(model_of):
+    model = model_of("gru")
+    before = {name: tensor.clone() for name, tensor in model.tensors().items()}
+    compress(model, "pruned")
+    assert all(torch.equal(before[name], tensor) for name, tensor in model.tensors().items())
+
+
+def test_half_of_the_values_are_gone_when_pruned(model_of):
+    table = compress(model_of("gru"), "pruned").model.tensors()["item_embedding.weight"]
+    assert (table == 0).float().mean() == pytest.approx(0.5, abs=0.02)
+
+
+def test_unknown_kinds_are_refused(model_of):
+    with pytest.raises(RecstreamError, match="no compression 'zip'"):
+        compress(model_of("gru"), "zip")

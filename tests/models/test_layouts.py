@@ -1,0 +1,76 @@
+import pytest
+
+from models.evaluation.dataset import load
+from models.layouts import recognise
+from models.tables import TableError, read_table
+
+LAYOUTS = {
+    "u.data": ["196\t242\t3\t881250949", "186\t302\t4\t891717742"],
+    "ratings.dat": ["1::1193::5::978300760", "1::661::3::978302109"],
+    "ratings.csv": ["userId,movieId,rating,timestamp", "1,1193,5.0,978300760", "1,661,3.0,978302109"],
+    "ratings_Beauty.csv": ["A39HTATAQ9V7YF,0205616461,5.0,1369699200", "A3JM6GV9MNOF9X,0558925278,3.0,1355443200"],
+    "reviews.json": [
+        '{"reviewerID": "A1", "asin": "B0", "overall": 5.0, "unixReviewTime": 1369699200}',
+        '{"reviewerID": "A2", "asin": "B1", "overall": 1.0, "unixReviewTime": 1369699300}',
+    ],
+    "events.csv": [
+        "timestamp,visitorid,event,itemid,transactionid",
+        "1433221332117,257597,view,355908,",
+        "1433224214164,992329,transaction,248676,4000",
+    ],
+    "yoochoose-clicks.dat": ["1,2014-04-07T10:51:09.277Z,214536502,0", "1,2014-04-07T10:54:09.868Z,214536500,S"],
+    "yoochoose-buys.dat": ["420374,2014-04-06T18:44:58.314Z,214537888,12462,1", "7,2014-04-06T18:45:00Z,214537850,1,2"],
+    "train-item-views.csv": [
+        "sessionId;userId;itemId;timeframe;eventdate",
+        "1;NA;81766;526309;2016-05-09",
+        "2;NA;31331;1031018;2016-05-09",
+    ],
+    "ml.inter": ["user_id:token\titem_id:token\ttimestamp:float", "196\t242\t881250949", "186\t302\t891717742"],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_known_layouts_are_read_without_being_told(name, tmp_path):
+    path = tmp_path / name
+    path.write_text("\n".join(LAYOUTS[name]) + "\n")
+    data = load(path)
+    assert len(data.source) == 2
+    assert len(data.vocabulary) == 3
+    assert data.timed
+    assert data.source.users == (1 if name in ("ratings.dat", "ratings.csv", "yoochoose-clicks.dat") else 2)
+
+
+def test_what_is_recognised_is_said(tmp_path):
+    path = tmp_path / "anything.txt"
+    path.write_text("\n".join(LAYOUTS["ratings.dat"]))
+    layout = recognise(path, None, tmp_path)
+    assert layout.notes == ["read as MovieLens ratings.dat"]
+    assert read_table(layout.path).extras["rating"].to_list() == [5.0, 3.0]
+    assert path.read_text() == "\n".join(LAYOUTS["ratings.dat"])  # the original stays as it is
+
+
+def test_names_that_are_given_win_and_no_column_serves_twice(tmp_path):
+    path = tmp_path / "log.csv"
+    path.write_text("session_id,user,item,product_id,time\ns,u,a,b,1\n")
+    layout = recognise(path, {"item_id": "product_id"}, tmp_path)
+    assert layout.columns == {"item_id": "product_id", "user_id": "user", "timestamp": "time"}
+
+
+def test_plain_tables_are_left_alone(tmp_path):
+    path = tmp_path / "log.csv"
+    path.write_text("user_id,item_id,timestamp,event_type\nu,i,1,view\n")
+    layout = recognise(path, None, tmp_path)
+    assert (layout.path, layout.columns, layout.notes) == (path, {}, [])
+
+
+def test_sessions_are_users_where_there_are_no_users(tmp_path):
+    path = tmp_path / "log.csv"
+    path.write_text("session_id,item_id,timestamp\ns1,a,1\ns2,b,2\n")
+    assert recognise(path, None, tmp_path).columns == {"user_id": "session_id"}
+
+
+def test_a_table_without_items_is_still_refused(tmp_path):
+    path = tmp_path / "log.csv"
+    path.write_text("user_id,colour\nu,red\n")
+    with pytest.raises(TableError, match="no column item_id"):
+        load(path)
