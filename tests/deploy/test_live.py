@@ -1,0 +1,119 @@
+"""A real Prometheus scrapes a real worker and a real trainer; every query of every dashboard returns numbers."""
+
+import math
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import yaml
+
+from streams.children import Child
+from tests.deploy.exported import DEPLOY
+from tests.deploy.test_grafana import queries
+from tests.streams.event_log import Record, event_log
+from tests.streams.worker_cluster import Cluster, open_cluster
+from tests.streams.worker_process import Worker, free_port, wait_for
+
+pytestmark = [
+    pytest.mark.broker,
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        shutil.which("prometheus") is None,
+        reason="prometheus is not installed (Debian: apt-get install prometheus, or `make tools`)",
+    ),
+]
+WINDOW = "15s"  # what Grafana would put for $__rate_interval at this scrape interval, and more than one flush
+
+
+class Prometheus:
+    """A running Prometheus with the project's configuration and rules, scraping other addresses every second."""
+
+    def __init__(self, directory: Path, targets: dict[str, int]) -> None:
+        config = yaml.safe_load((DEPLOY / "prometheus" / "prometheus.yml").read_text())
+        config["global"] = {"scrape_interval": "1s", "scrape_timeout": "1s", "evaluation_interval": "1s"}
+        config["rule_files"] = [str(DEPLOY / "prometheus" / pattern) for pattern in config["rule_files"]]
+        config["scrape_configs"] = [
+            {"job_name": job["job_name"], "static_configs": [{"targets": [f"127.0.0.1:{targets[job['job_name']]}"]}]}
+            for job in config["scrape_configs"]
+            if job["job_name"] in targets
+        ]
+        path = directory / "prometheus.yml"
+        path.write_text(yaml.safe_dump(config))
+        self.url = f"http://127.0.0.1:{free_port()}"
+        self._log = (directory / "prometheus.log").open("wb")
+        self._child = Child(
+            [
+                "prometheus", f"--config.file={path}", f"--storage.tsdb.path={directory / 'tsdb'}",
+                f"--web.listen-address={self.url.removeprefix('http://')}", "--log.level=warn",
+            ],
+            {"PATH": "/usr/bin:/bin:/usr/local/bin"}, self._log, grace_seconds=10,
+        )  # fmt: skip
+
+    def get(self, path: str, **parameters: str) -> Any:
+        reply = httpx.get(f"{self.url}/api/v1/{path}", params=parameters, timeout=10)
+        return reply.raise_for_status().json()["data"]
+
+    def numbers(self, expr: str) -> list[float]:
+        """The finite values of an instant query."""
+        result = self.get("query", query=expr.replace("$__rate_interval", WINDOW))["result"]
+        return [value for series in result if math.isfinite(value := float(series["value"][1]))]
+
+    def answers(self) -> bool:
+        try:
+            return httpx.get(f"{self.url}/-/ready", timeout=1).status_code == 200
+        except httpx.TransportError:
+            return False
+
+    def close(self) -> None:
+        self._child.stop()
+        self._log.close()
+
+
+@pytest.fixture
+def cluster(embedded_broker: str, tmp_path: Path, unique: Callable[[str], str]) -> Iterator[Cluster]:
+    with open_cluster(embedded_broker, tmp_path, unique("live"), tmp_path / "registry") as opened:
+        yield opened
+
+
+@pytest.fixture
+def prometheus(cluster: Cluster, tmp_path: Path) -> Iterator[Prometheus]:
+    worker = cluster.worker()
+    port = free_port()
+    trainer = Worker(
+        tmp_path / "trainer.log", ("-m", "streams.cli", "trainer", "--device", "cpu"),
+        {
+            **cluster.environment(), "RECSTREAM_TRAINER_HTTP_PORT": str(port), "RECSTREAM_COLD_START_EVENTS": "1500",
+            "RECSTREAM_MODEL_HIDDEN": "16", "RECSTREAM_MODEL_EMBEDDING": "8", "RECSTREAM_TRAIN_EPOCHS": "1",
+        },
+    )  # fmt: skip
+    cluster.workers.append(trainer)
+    started = Prometheus(tmp_path, {"recstream-worker": worker.port, "recstream-trainer": port})
+    try:
+        wait_for(started.answers, 20, (tmp_path / "prometheus.log").read_text)
+        worker.wait_ready()
+        yield started
+    finally:
+        started.close()
+
+
+def test_every_query_of_every_dashboard_returns_data(cluster: Cluster, prometheus: Prometheus) -> None:
+    events = event_log(count=12_000, users=80, items=60, seed=3)
+    broken = [Record(e.topic, e.partition, e.key, b"{", e.timestamp_ms) for e in events[:200]]
+    records = [record for pair in zip(events[:200], broken, strict=True) for record in pair] + events[200:]
+    waiting = {expr: f"{dashboard} / {panel}" for dashboard, panel, expr in queries()}
+    for start in range(0, len(records), 400):  # about 60 s of events
+        cluster.load(records[start : start + 400], rate=200).finish()
+        waiting = {expr: panel for expr, panel in waiting.items() if not prometheus.numbers(expr)}
+        if not waiting:
+            break
+    assert not waiting, f"no data: {waiting}\n{cluster.output()}"
+
+    groups = prometheus.get("rules")["groups"]
+    bad = [rule["name"] for group in groups for rule in group["rules"] if rule["health"] != "ok"]
+    assert (len(groups), bad) == (7, [])
+    assert prometheus.numbers('up{job=~"recstream-.*"}') == [1.0, 1.0]
+    assert prometheus.numbers("recstream_model_created_timestamp_seconds")[0] > time.time() - 300
