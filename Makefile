@@ -17,13 +17,15 @@ endif
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
 STAMP := .venv/installed-$(TORCH)
-BENCHMARKS := throughput latency history restore
+BENCHMARKS := throughput latency history restore training
+# What `make quality` replays: ml-100k (downloaded once), or any table as `recstream replay` takes it.
+DATA ?= ml-100k
 
 # CUDA builds carry no +cpu in their version, CPU builds do, except on systems where there is only one kind.
 CPU_TORCH = $(PIP) 'torch==2.13.0+cpu' 2>/dev/null || $(PIP) 'torch==2.13.*'
 CUDA_TORCH = $(PIP) 'torch==2.13.*,!=2.13.0+cpu'
 
-.PHONY: help install demo test lint format bench clean
+.PHONY: help install tools demo test lint format bench quality clean
 .DELETE_ON_ERROR:
 
 help:  ## this list
@@ -50,6 +52,11 @@ endif
 	@printf '%s' '$(TORCH)' > .venv/torch
 	@touch $@
 
+# Not in .venv: Debian's packages, as root. Tests of deploy/ skip with a reason what they need and do not find (kubectl or
+# kustomize come from elsewhere).
+tools:  ## promtool and Prometheus for the tests of alerts and dashboards (Debian, Ubuntu; as root)
+	apt-get update -q && apt-get install -y -q --no-install-recommends prometheus
+
 demo: install  ## broker, worker, model and live recommendations on MovieLens-100K (ARGS="--events 20000 --json")
 	@$(BIN)/recstream demo $(ARGS)
 
@@ -68,6 +75,10 @@ format: install  ## let ruff format and fix
 
 bench: install  ## every benchmark; figures and plots go to docs/benchmarks (ARGS="--json")
 	@for name in $(BENCHMARKS); do $(BIN)/python -m benchmarks.$$name $(ARGS) || exit 1; done
+
+quality: install  ## hit rates before learning: in-process, then the running system (DATA=events.csv ARGS="--json")
+	@$(BIN)/python -m benchmarks.prequential $(DATA) $(ARGS)
+	@$(BIN)/python -m benchmarks.live $(DATA) --rate 1000 $(ARGS)
 
 clean:  ## remove .venv and caches; data/ stays
 	rm -rf .venv build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

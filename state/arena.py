@@ -61,6 +61,7 @@ class Arena:
         recs_model: (C,) u4 fingerprint of the version that recommended them, 0 = none yet.
         dirty: (C,) changed since the caller last cleared it.
         users: user of each slot ever given, None where the slot is free.
+        owners: changes whenever a slot changes hands or is given another state: `free`, `clear`, `load_rows`.
 
     >>> index, arena = ItemIndex(), Arena(state_size=4, top_k=2)
     >>> slots = arena.slots(["ann", "bob"])
@@ -72,6 +73,7 @@ class Arena:
     def __init__(self, state_size: int, top_k: int, capacity: int = 1024) -> None:
         self.state_size, self.top_k, self.capacity = state_size, top_k, max(capacity, 1)
         self._slot_of = _SlotOf()
+        self.owners = 0
         c = self.capacity
         self.hidden: NDArray[np.float16] = np.zeros((c, state_size), np.float16)
         self.model: NDArray[np.uint32] = np.zeros(c, np.uint32)
@@ -137,6 +139,7 @@ class Arena:
     def free(self, slots: Slots) -> None:
         """Forget the users of `slots`; the slots will be given to others. Slots that are free already stay free."""
         users = self._slot_of.users
+        self.owners += len(slots) > 0
         for slot in slots.tolist():
             user = users[slot]
             if user is not None:
@@ -149,6 +152,7 @@ class Arena:
     def clear(self) -> None:
         """Forget every user."""
         self._slot_of = _SlotOf()
+        self.owners += 1
         for name, fill in _FILL.items():
             getattr(self, name)[:] = fill
 
@@ -241,6 +245,7 @@ class Arena:
             Their slots (N,).
         """
         slots = self.add(users)
+        self.owners += len(slots) > 0
         at: Slots | slice = _as_slice(slots)
         for name in COPIED_FIELDS:
             getattr(self, name)[at] = rows[name]

@@ -48,8 +48,8 @@ async def announce(settings: Settings, announcement: Announcement) -> None:
     key, value = announcement.encode()
     with broker_errors(settings, "announce a model version"):
         producer = AIOKafkaProducer(**producer_options(settings, "recstream-trainer"))
-        await producer.start()
         try:
+            await producer.start()
             await producer.send_and_wait(MODEL_VERSIONS, value, key=key)
         finally:
             await producer.stop()

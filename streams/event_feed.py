@@ -65,13 +65,13 @@ class EventFeed(ConsumerRebalanceListener):  # type: ignore[misc]
         return bool(self._assigned)
 
     async def start(self) -> None:
-        """Join the group.
+        """Connect and ask to join the group; `ready` says when that has happened.
 
         Raises:
             aiokafka.errors.KafkaError: the broker cannot be reached or refuses.
         """
-        self._consumer.subscribe(TOPICS, listener=self)
         await self._consumer.start()
+        self._consumer.subscribe(TOPICS, listener=self)  # before `start`, that would wait for the group's answer
 
     async def stop(self) -> None:
         """Leave the group."""

@@ -234,13 +234,15 @@ def _await_broker(settings: Settings, context: ssl.SSLContext | None, timeout_se
                 return
             except OSError as error:
                 failure = error
-        if time.monotonic() + 0.2 > deadline:
+        # Somebody who answers but not as we expect will hardly change within seconds: three tries, not fifteen.
+        pause = 1.0 if isinstance(failure, HandshakeFailed) else 0.2
+        if time.monotonic() + pause > deadline:
             if isinstance(failure, HandshakeFailed):
                 raise _unwelcome(settings, str(failure)) from failure
             raise BrokerError(
                 what=f"cannot reach Kafka at {settings.brokers}", why=describe(failure), fix=REACH_HINT
             ) from failure
-        time.sleep(0.2)
+        time.sleep(pause)
 
 
 def _unwelcome(settings: Settings, why: str) -> BrokerError:

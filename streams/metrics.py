@@ -6,7 +6,7 @@ from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
-from prometheus_client import CollectorRegistry, Counter, Gauge, Info
+from prometheus_client import CollectorRegistry, Counter, Gauge, Info, ProcessCollector
 from prometheus_client.core import HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
@@ -82,6 +82,7 @@ class Metrics:
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
         r = self.registry
+        ProcessCollector(registry=r)
         self.events = Counter("recstream_events", "Input events by topic and outcome", ["topic", "outcome"], registry=r)
         self.dead_letters = Counter("recstream_dead_letters", "Events sent to invalid-events", ["reason"], registry=r)
         self.recommendations = Counter(
@@ -99,6 +100,9 @@ class Metrics:
         self.model = Info("recstream_model", "The version being served", registry=r)
         self.model_number = Gauge("recstream_model_number", "Number of the version being served, 0 none", registry=r)
         self.model_loaded = Gauge("recstream_model_loaded_timestamp_seconds", "When it was swapped in", registry=r)
+        self.model_created = Gauge(
+            "recstream_model_created_timestamp_seconds", "When the version being served was made, 0 unknown", registry=r
+        )
         self.model_refused = Counter("recstream_model_refused", "Versions that could not be loaded", registry=r)
         self.swaps = Counter("recstream_model_swaps", "Versions swapped in", registry=r)
         self.tested = Counter(

@@ -1,4 +1,8 @@
-"""Follow the registry: load a new version beside the stream, check it, warm it up, then swap it in."""
+"""Follow the registry: load a new version beside the stream, check it, warm it up, then swap it in.
+
+Refused, counted and logged are versions that are damaged or do not fit this program, and pointers older than the one
+that is served: a storage may return yesterday's file. An older version is served when the pointer was moved back to it.
+"""
 
 import asyncio
 import logging
@@ -8,13 +12,15 @@ from typing import Any, Final
 import numpy as np
 from mode import Service
 
-from models.registry import Registry
+from models.registry import Registry, VersionRefused
 from models.serving import ServingModel
 from models.topk import top_k
+from models.version import parse_name
 from state.errors import RecstreamError
 from streams.metrics import Metrics
 from streams.pipeline import Pipeline
 from streams.settings import Settings
+from streams.staged_swap import swap_staged
 
 _RETRY_SECONDS: Final = 60.0  # the storage may have been at fault, or the version was repaired
 
@@ -36,13 +42,14 @@ def load_serving(registry: Registry, name: str) -> ServingModel:
 
 
 class ModelWatch(Service):  # type: ignore[misc]
-    """Polls the registry's current version and swaps it into the pipeline; one that fails is tried once a minute."""
+    """Polls the registry's pointer and swaps its version into the pipeline; one that fails is tried once a minute."""
 
     def __init__(self, settings: Settings, pipeline: Pipeline, metrics: Metrics, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self._settings, self._pipeline, self._metrics = settings, pipeline, metrics
         self._registry = Registry(settings.registry)
         self._refused, self._retry_at = "", 0.0
+        self._turn = 0  # of the pointer that is served
 
     async def on_first_start(self) -> None:
         """Serve the current version from the first event on, where there is one."""
@@ -60,19 +67,42 @@ class ModelWatch(Service):  # type: ignore[misc]
         loop = asyncio.get_running_loop()
         name = None
         try:
-            name = await loop.run_in_executor(None, self._registry.current)
+            names, turn = await loop.run_in_executor(None, self._registry.pointer)
+            name = names[0] if names else None
+            if name == serving:
+                self._turn = max(turn, self._turn)
             if name is None or name == serving or (name == self._refused and time.monotonic() < self._retry_at):
                 return
+            self._check_turn(name, turn)
             model = await loop.run_in_executor(None, load_serving, self._registry, name)
+            lineage = (await loop.run_in_executor(None, self._registry.describe, name)).lineage
         except RecstreamError as error:
             self._metrics.model_refused.inc()
+            self._turn = 0 if name is None else self._turn  # a pointer that is mended counts from its beginning
             if name != self._refused or name is None:
                 log.error("%s Serving goes on with %s.", error, serving)
             self._refused, self._retry_at = name or "", time.monotonic() + _RETRY_SECONDS
             return
-        await self._pipeline.swap(model)
+        await swap_staged(self._pipeline, model)
+        self._turn = max(turn, self._turn)
         self._metrics.model.info({"version": model.name, "cell": model.cell, "items": str(len(model.vocabulary) - 1)})
         self._metrics.model_number.set(model.number)
         self._metrics.model_loaded.set(time.time())
+        created_ms = lineage.get("created_ms")
+        self._metrics.model_created.set(created_ms / 1000 if isinstance(created_ms, int) else 0)
         self._metrics.swaps.inc()
         log.info("Serving %s: %s, %d items", model.name, model.cell, len(model.vocabulary) - 1)
+
+    def _check_turn(self, name: str, turn: int) -> None:
+        """Refuse a pointer to an older version that was written before the one that is served.
+
+        Raises:
+            VersionRefused: it is one.
+        """
+        model = self._pipeline.recommender.model
+        if model is not None and turn < self._turn and parse_name(name)[0] < model.number:
+            raise VersionRefused(
+                what=f"The registry points at {name}, which is older than {model.name}, which is served.",
+                why=f"its pointer is outdated: written at turn {turn}, and turn {self._turn} was seen already",
+                fix="To serve the older version use `recstream models promote` or `recstream models rollback`",
+            )

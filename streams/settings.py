@@ -55,7 +55,7 @@ class Settings(BaseSettings):
     )
     snapshot_interval_seconds: float = Field(60.0, ge=0, description="local snapshot interval; 0 only at shutdown")
     popularity_half_life_hours: float = Field(24.0 * 7, gt=0, description="decay of popularity in event time")
-    model_poll_seconds: float = Field(2.0, gt=0, le=300, description="how often a worker looks for a new model version")
+    model_poll_seconds: float = Field(1.0, gt=0, le=300, description="how often a worker looks for a new model version")
     max_event_bytes: int = Field(65_536, ge=64, description="larger events are dead-lettered")
 
     train_every_events: int = Field(5_000, ge=1, description="new events after which the trainer trains")
@@ -65,6 +65,9 @@ class Settings(BaseSettings):
     train_recent_events: int = Field(20_000, ge=100, description="newest events of a training")
     train_reservoir_events: int = Field(20_000, ge=0, description="older events of a training, drawn at random")
     train_epochs: int = Field(4, ge=1, le=100, description="passes over those events")
+    model_cell: Literal["gru", "lstm"] = Field("gru", description="recurrent cell of a model the trainer fits anew")
+    model_hidden: int = Field(128, ge=1, le=4096, description="width of its user state")
+    model_embedding: int = Field(64, ge=1, le=4096, description="width of its item vectors")
     cold_start_events: int = Field(2_000, ge=100, description="events before the trainer fits a first model")
     buffer_events: int = Field(1_000_000, ge=1_000, description="events the trainer's replay buffer holds")
     max_items: int = Field(1_000_000, ge=1, description="most items of a model's vocabulary")

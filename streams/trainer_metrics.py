@@ -1,18 +1,14 @@
-"""What the trainer tells: Prometheus metrics and health over HTTP, TensorBoard scalars where that is installed."""
+"""What the trainer tells: Prometheus metrics, and TensorBoard scalars where that is installed."""
 
-import asyncio
 import logging
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from aiohttp import web
-from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, Histogram, Info, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info, ProcessCollector
 
 from models.finetune import Step
 from models.learner import Outcome
-from streams.errors import BrokerError
 
 _SECONDS = (1, 2, 5, 10, 20, 60, 120, 300, 600, 1800, 3600)
 
@@ -24,6 +20,7 @@ class TrainerMetrics:
 
     def __init__(self) -> None:
         self.registry = registry = CollectorRegistry()
+        ProcessCollector(registry=registry)
         self.events = Counter("recstream_trainer_events", "events taken into the buffer", registry=registry)
         self.invalid = Counter("recstream_trainer_invalid", "events that cannot be used", registry=registry)
         self.lag = Gauge("recstream_trainer_lag", "events not read yet, all partitions", registry=registry)
@@ -66,60 +63,6 @@ class TrainerMetrics:
         self.ndcg.labels("rival").set(gate["rival_quality"]["ndcg@10"])
         if "epsilon" in outcome.metrics:
             self.epsilon.set(outcome.metrics["epsilon"])
-
-
-class TrainerHttp:
-    """Serves `/metrics`, `/health/live` and `/health/ready` on the running event loop.
-
-    Args:
-        host: Address to listen on.
-        port: TCP port.
-        metrics: What `/metrics` shows.
-        ready: Whether the trainer has its partitions.
-    """
-
-    def __init__(self, host: str, port: int, metrics: TrainerMetrics, ready: Callable[[], bool]) -> None:
-        self._host, self._port, self._metrics, self._ready = host, port, metrics, ready
-        self._runner: web.AppRunner | None = None
-
-    async def start(self) -> None:
-        """Listen.
-
-        Raises:
-            BrokerError: the port is taken.
-        """
-        app = web.Application()
-        app.add_routes(
-            [
-                web.get("/metrics", self._show_metrics),
-                web.get("/health/live", self._show_live),
-                web.get("/health/ready", self._show_ready),
-            ]
-        )
-        self._runner = web.AppRunner(app, access_log=None)
-        await self._runner.setup()
-        try:
-            await web.TCPSite(self._runner, self._host, self._port).start()
-        except OSError as error:
-            what = f"cannot listen on {self._host}:{self._port}"
-            fix = "set RECSTREAM_TRAINER_HTTP_PORT (or --http-port) to a free port"
-            raise BrokerError(what, str(error), fix) from error
-
-    async def stop(self) -> None:
-        """Stop listening."""
-        if self._runner is not None:
-            await self._runner.cleanup()
-
-    async def _show_metrics(self, _request: web.Request) -> web.Response:
-        text = await asyncio.get_running_loop().run_in_executor(None, generate_latest, self._metrics.registry)
-        return web.Response(body=text, headers={"Content-Type": CONTENT_TYPE_LATEST})
-
-    async def _show_live(self, _request: web.Request) -> web.Response:
-        return web.json_response({"status": "live"})
-
-    async def _show_ready(self, _request: web.Request) -> web.Response:
-        ready = self._ready()
-        return web.json_response({"status": "ready" if ready else "joining"}, status=200 if ready else 503)
 
 
 class Scalars:

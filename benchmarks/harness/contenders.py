@@ -14,7 +14,9 @@ from streams.topics import RECOMMENDATIONS
 
 QUIX: Final = "quixstreams==3.28.1"
 QUIX_VENV: Final = ROOT / ".venv-quix"
-WORKER: Final = (sys.executable, "-c", "from streams.cli import main; main()", "worker")
+COMMAND: Final = (sys.executable, "-c", "from streams.cli import main; main()")
+WORKER: Final = (*COMMAND, "worker")
+TRAINER: Final = (*COMMAND, "trainer", "--device", "cpu")
 
 
 @dataclass(frozen=True, slots=True)

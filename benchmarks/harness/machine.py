@@ -15,7 +15,15 @@ _PACKAGES: Final = ("faust-streaming", "aiokafka", "torch", "numpy", "numba", "o
 
 
 def describe(broker: Broker, cores: Cores) -> dict[str, Any]:
-    """CPU, cores, memory, versions, broker, placement and how busy the machine was at the start."""
+    """The computer, broker and placement."""
+    return computer() | {
+        "broker": broker.name,
+        "placement": f"measured process on core {cores.measured}, broker and loader on {cores.others}",
+    }
+
+
+def computer() -> dict[str, Any]:
+    """CPU, cores, memory, versions and how busy the machine was at the start."""
     return {
         "cpu": _cpu(),
         "cores": os.cpu_count(),
@@ -23,8 +31,6 @@ def describe(broker: Broker, cores: Cores) -> dict[str, Any]:
         "system": f"{platform.system()} {platform.release()}",
         "python": platform.python_version(),
         "versions": {name: importlib.metadata.version(name) for name in _PACKAGES},
-        "broker": broker.name,
-        "placement": f"measured process on core {cores.measured}, broker and loader on {cores.others}",
         "load_average_1m": round(os.getloadavg()[0], 2),
     }
 

@@ -36,7 +36,7 @@ def save(name: str, result: dict[str, Any], out: Path, draw: Callable[[Any], Non
     draw(figure.add_subplot())
     figure.tight_layout(rect=(0, 0.03, 1, 1))
     machine = result.get("machine", {})
-    note = f"{machine.get('cpu')}, {machine.get('cores')} cores; {machine.get('broker')}"
+    note = "; ".join(filter(None, (f"{machine.get('cpu')}, {machine.get('cores')} cores", machine.get("broker"))))
     figure.text(0.995, 0.004, note, ha="right", va="bottom", fontsize=7, color="0.4")
     figure.savefig(out / f"{name}.png", dpi=120)
     console.print(f"[dim]{name}.json and {name}.png are in {out}")

@@ -195,3 +195,17 @@ def test_clear_forgets_everyone() -> None:
     assert "a" not in arena
     assert not arena.dirty_slots().size
     assert arena.slots(["b"]).tolist() == [0]
+
+
+def test_owners_change_whenever_a_slot_changes_hands():
+    arena = Arena(2, 3)
+    slots = arena.slots(["ann", "bob"])
+    seen = [arena.owners]
+    arena.slots(["ann", "eve"])  # a new user in a slot of its own takes it from nobody
+    assert arena.owners == seen[-1]
+    arena.free(slots[:0])
+    assert arena.owners == seen[-1]
+    for change in (lambda: arena.free(slots[:1]), arena.clear):
+        change()
+        assert arena.owners not in seen
+        seen.append(arena.owners)

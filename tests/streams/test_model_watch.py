@@ -186,3 +186,55 @@ async def test_a_refused_version_that_was_repaired_is_served_after_a_while(watch
     await watched.watch.look()
     assert watched.serve(record_batch) == bad
     assert watched.sample("model_refused_total") == 1
+
+
+async def test_an_outdated_pointer_to_an_older_version_is_refused_and_a_rollback_is_not(watched, record_batch, caplog):
+    registry, pointer = Registry(watched.directory), watched.directory / "CURRENT"
+    first = watched.publish(1)
+    await watched.watch.look()
+    outdated = pointer.read_bytes()
+    second = watched.publish(2)
+    await watched.watch.look()
+    for text in (outdated, first.encode()):  # as a cache returns it; as somebody writes it by hand
+        pointer.write_bytes(text)
+        watched.watch._refused = ""
+        before = watched.sample("model_refused_total")
+        with caplog.at_level(logging.ERROR, logger="streams.model_watch"):
+            for _ in range(3):
+                await watched.watch.look()
+        assert watched.serve(record_batch) == second
+        assert watched.sample("model_refused_total") == before + 1
+    assert "older" in caplog.text and len(caplog.records) == 2
+    registry.promote(second)
+    third = watched.publish(3)
+    await watched.watch.look()
+    assert watched.serve(record_batch) == third
+    assert registry.rollback() == second
+    await watched.watch.look()
+    assert watched.serve(record_batch) == second
+
+
+async def test_users_vectors_are_ready_when_a_version_is_swapped_in(watched, record_batch):
+    watched.publish(1)
+    await watched.watch.look()
+    arena = watched.partition.store.arena
+    watched.pipeline.partitions[0] = watched.partition
+    watched.serve(record_batch)
+    second = watched.publish(2)
+    await watched.watch.look()
+    assert arena.model[arena.find("ann")] == watched.recommender.model.fingerprint
+    assert watched.serve(record_batch) == second
+    watched.pipeline._compute.publish()
+    assert watched.sample("rehydrations_total") == 0
+    del watched.pipeline.partitions[0]
+
+
+async def test_the_age_of_a_version_is_told_where_it_is_known(watched):
+    torch.manual_seed(0)
+    network = Network(NetworkConfig(items=3, hidden=8, embedding=4))
+    Registry(watched.directory).publish(network, ["", "a", "b"], {}, {"created_ms": 1_700_000_000_500})
+    await watched.watch.look()
+    assert watched.sample("model_created_timestamp_seconds") == 1_700_000_000.5
+    watched.publish(1)
+    await watched.watch.look()
+    assert watched.sample("model_created_timestamp_seconds") == 0

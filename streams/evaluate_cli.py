@@ -1,0 +1,151 @@
+"""The command `evaluate`: models side by side on one log, ranked in full, with intervals."""
+
+import os
+from contextlib import ExitStack
+from pathlib import Path
+from time import perf_counter
+from typing import Annotated, Any, Final, Literal
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from state.errors import RecstreamError
+from streams import options
+from streams.console import Bar, print_json, progress_bar, say
+from streams.settings import SettingsError, load_settings
+
+_FAST: Final = "popularity,markov,skip-markov,gru"
+_NARROWEST: Final = 118  # columns of the table; a narrower terminal wraps its lines rather than its figures
+
+
+def evaluate(
+    data: options.Source,
+    models: Annotated[
+        str,
+        typer.Option(
+            help="names by comma, or `all`: popularity, markov, skip-markov, session-knn, bpr, rnn, lstm, gru, "
+            "time-lstm, transformer, bert, fusion"
+        ),
+    ] = _FAST,
+    protocol: Annotated[
+        Literal["leave-one-out", "time-split", "prequential", "cold-items"],
+        typer.Option(
+            help="each user's last event; the newest tenth; test-then-learn over the newer half; items never learnt"
+        ),
+    ] = "leave-one-out",
+    seeds: Annotated[int, typer.Option(min=1, max=50, help="fits per model; figures are means over them")] = 1,
+    effort: Annotated[float, typer.Option(min=0.01, max=100, help="factor on training budgets")] = 1.0,
+    judged: Annotated[
+        int, typer.Option(min=1, help="most judged events; users are drawn at random where there are more")
+    ] = 25_000,
+    columns: options.Columns = None,
+    types: options.Types = None,
+    items: Annotated[
+        Path | None, typer.Option(help="table of the items: item_id, title, category, ... (found beside DATA if there)")
+    ] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="read only the first N events, by time")] = None,
+    out: Annotated[Path | None, typer.Option(help="folder for report.html, the plots and result.json")] = None,
+    json: options.Json = False,
+) -> None:
+    """Compare models on an event log: every item is ranked for every judged event, with and without what the user had.
+
+    Unmasked, a model may recommend what the user already has; masked, it may not, and a repeat is a miss. Intervals are
+    95%, from a bootstrap over users. Columns, event types, ratings and missing times are understood as far as they are
+    usual, and what was guessed is said.
+
+    For example `recstream evaluate ml-100k --models markov,gru,transformer --seeds 3`
+
+    or `recstream evaluate log.csv.gz --models all --protocol time-split --json --out report`
+    """
+    for name in (
+        "OPENBLAS_NUM_THREADS",
+        "OMP_NUM_THREADS",
+        "MKL_NUM_THREADS",
+    ):  # read when numpy and torch are imported
+        os.environ.setdefault(name, "1")
+    settings = load_settings()
+    import torch
+
+    from models.evaluation.dataset import load
+    from models.evaluation.run import Settings, evaluate, require_known
+    from models.family.registry import MODELS
+    from models.tables import TableError, parse_columns, parse_types
+    from streams.datasets import ML_100K, ml_100k
+
+    torch.set_num_threads(1)  # small products: a second thread costs more than it brings
+    names = list(MODELS) if models.strip() == "all" else [name.strip() for name in models.split(",") if name.strip()]
+    try:
+        require_known(names)
+    except RecstreamError as error:
+        raise SettingsError(what=error.what, why=error.why, fix=error.fix) from error
+    if out is not None:
+        _require_plots()
+    try:
+        named, kinds = parse_columns(columns) if columns else None, parse_types(types) if types else None
+    except TableError as error:
+        raise SettingsError(what=error.what, why=error.why, fix=error.fix) from error
+    path = ml_100k(settings.cache_dir) / f"{ML_100K}.inter" if data == ML_100K else Path(data)
+    log = load(path, named, kinds, items, limit)
+    say(f"{log.name}: {len(log.source):,} events, {log.source.users:,} users, {log.items - 1:,} items; {protocol}")
+    for note in log.notes:
+        say(f"  {note}")
+    bars = _Bars()
+    with bars.stack:
+        body = evaluate(log, names, Settings(protocol, perf_counter, seeds, effort, judged), bars.show)
+    for note in body["data"]["notes"][len(log.notes) :]:
+        say(f"  {note}")
+    console = Console(stderr=json)
+    console.width = max(console.width, _NARROWEST)
+    console.print(_table(body))
+    if out is not None:
+        from models.evaluation.report import write
+
+        say(f"report: {write(body, out)}")
+    if json:
+        print_json(body)
+
+
+class _Bars:
+    """One progress bar after another, one for each model."""
+
+    def __init__(self) -> None:
+        self.stack = ExitStack()
+        self._name = ""
+        self._bar: Bar | None = None
+
+    def show(self, name: str, share: float, note: str) -> None:
+        if name != self._name or self._bar is None:
+            self.stack.close()
+            self._name, self._bar = name, self.stack.enter_context(progress_bar(name, total=1.0))
+        self._bar.to(share, note=note)
+
+
+def _table(body: dict[str, Any]) -> Table:
+    table = Table(title=f"{body['data']['name']}, {body['protocol']}, {body['data']['judged_events']:,} judged events")
+    table.add_column("model", no_wrap=True)
+    for side in ("unmasked", "masked"):
+        table.add_column(f"{side}\nHR@10", justify="right", no_wrap=True)
+        table.add_column(f"{side}\nNDCG@10 (95%)", justify="right", no_wrap=True)
+    for title in ("coverage\n@10", "seconds", "us an\nevent", "state\nbytes"):
+        table.add_column(title, justify="right", no_wrap=True)
+    ordered = sorted(body["models"].items(), key=lambda entry: -entry[1]["unmasked"].get("ndcg@10", 0.0))
+    for name, figures in ordered:
+        cells = [name]
+        for side in ("unmasked", "masked"):
+            low, high = figures["intervals"][side]["ndcg@10"]
+            cells.append(f"{figures[side].get('hr@10', 0):.4f}")
+            cells.append(f"{figures[side].get('ndcg@10', 0):.4f} ({low:.4f}-{high:.4f})")
+        cost = figures["cost"]
+        cells += [f"{figures['unmasked'].get('coverage@10', 0):.3f}", f"{figures['seconds']:.1f}"]
+        cells += [f"{cost['step_us'] + cost['score_us']:.0f}", f"{cost['state_bytes']:,}"]
+        table.add_row(*cells)
+    return table
+
+
+def _require_plots() -> None:
+    from importlib.util import find_spec
+
+    if find_spec("matplotlib") is None:
+        what, why = "--out needs matplotlib for its plots", "it is not installed"
+        raise SettingsError(what, why, "pip install 'recstream[bench]', or leave --out away and use --json")

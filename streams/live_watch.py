@@ -1,0 +1,111 @@
+"""The trainer's own test of the serving version: it follows the registry's pointer and asks it for the newest events.
+
+The alarm for drift comes from here and not from the workers' live hit rate. What workers show learns from every event
+at once, so its hit rate recovers by itself while the network beneath has gone stale; and asking needs no worker to be
+up, no topic between them, and gives the same alarms for the same log.
+"""
+
+import asyncio
+import logging
+import time
+from concurrent.futures import ThreadPoolExecutor
+from typing import Final
+
+from models.drift import Alarm, DriftWatch
+from models.live_test import LiveTest
+from models.registry import Registry
+from state.errors import RecstreamError
+from state.replay_buffer import ReplayBuffer
+from state.replay_sample import Sample
+from streams.trainer_metrics import TrainerMetrics
+
+_LOOK_SECONDS: Final = 2.0  # between two looks at the registry's pointer
+_TEST_EVENTS: Final = 1_000  # most events of one live test: more is a sample of a busy stream
+_TEST_LEAST: Final = 100  # fewer wait for company, but not for longer than
+_TEST_SECONDS: Final = 5.0
+_TEST_PAUSE_SECONDS: Final = 1.0  # between two tests: one takes 0.1 to 0.3 s of the core that training needs
+
+log = logging.getLogger(__name__)
+
+
+class LiveWatch:
+    """Tests the serving version on events that have just come in, and watches its hit rate for an abrupt fall.
+
+    Args:
+        registry: Whose pointer to follow.
+        buffer: Where the events are; only those that come in from now on are tested.
+        metrics: Where to count.
+
+    Attributes:
+        serving: The version that serves, None before there is one or while it cannot be loaded.
+    """
+
+    def __init__(self, registry: Registry, buffer: ReplayBuffer, metrics: TrainerMetrics) -> None:
+        self._registry, self._buffer, self._metrics = registry, buffer, metrics
+        self._drift = DriftWatch()
+        self._live: LiveTest | None = None
+        self._tested = buffer.seen  # events seen at the last test
+        self._tested_at = self._looked_at = time.monotonic()
+        self._thread = ThreadPoolExecutor(1, "live-test")
+        self._task: asyncio.Task[Alarm | None] | None = None
+        self.serving: str | None = None
+
+    @property
+    def rate(self) -> float:
+        """HR@10 of the serving network since its last change."""
+        return self._drift.rate
+
+    @property
+    def width(self) -> int:
+        """Events tested since then."""
+        return self._drift.width
+
+    async def look(self, *, now: bool = False) -> None:
+        """Follow the registry's pointer, every two seconds or at once: an operator may have rolled back."""
+        if not now and time.monotonic() - self._looked_at < _LOOK_SECONDS:
+            return
+        self._looked_at = time.monotonic()
+        try:
+            name = await asyncio.to_thread(self._registry.current)
+            if name == self.serving:
+                return
+            live = None if name is None else LiveTest(await asyncio.to_thread(self._registry.load, name))
+        except RecstreamError as error:
+            log.error("%s", error)
+            return
+        self.serving, self._live = name, live
+        if name is not None:
+            self._metrics.model.info({"version": name})
+            log.info("%s serves", name)
+
+    def test(self, now: float) -> None:
+        """Ask the serving version for the newest events, in a thread, when enough of them have come in."""
+        new = self._buffer.seen - self._tested
+        if self._live is None or self._task is not None or not new:
+            return
+        if now - self._tested_at < (_TEST_PAUSE_SECONDS if new >= _TEST_LEAST else _TEST_SECONDS):
+            return
+        self._tested, self._tested_at = self._buffer.seen, now
+        self._task = asyncio.create_task(self._judge(self._live, self._buffer.sample(min(new, _TEST_EVENTS), 0, 0)))
+
+    def collect(self) -> tuple[bool, Alarm | None]:
+        """Whether a test has ended since the last call, and its alarm, if there was one."""
+        if self._task is None or not self._task.done():
+            return False, None
+        task, self._task = self._task, None
+        return True, task.result()
+
+    async def stop(self) -> None:
+        """Wait for the test under way."""
+        if self._task is not None:
+            await asyncio.wait([self._task])
+        self._thread.shutdown()
+
+    async def _judge(self, live: LiveTest, sample: Sample) -> Alarm | None:
+        hits, users = await asyncio.get_running_loop().run_in_executor(self._thread, live.hits, sample)
+        alarm = self._drift.watch(hits, users)
+        self._metrics.hit_rate.set(self._drift.rate)
+        if alarm is not None:
+            self._metrics.alarms.inc()
+            log.warning("Drift: HR@10 fell from %.4f to %.4f, %d events ago", alarm.before, alarm.after, alarm.width)
+        return alarm

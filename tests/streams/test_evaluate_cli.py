@@ -1,0 +1,99 @@
+import orjson
+import pytest
+from typer.testing import CliRunner
+
+from streams.cli import app
+
+LINES = ["user_id,item_id,timestamp,event_type"] + [
+    f"u{n % 6},i{(n // 6 + n % 6) % 7},{1_700_000_000 + n},{('view', 'click', 'buy')[n % 3]}" for n in range(180)
+]
+
+
+def run(*arguments):
+    return CliRunner().invoke(app, ["evaluate", *map(str, arguments)])
+
+
+@pytest.fixture
+def log(tmp_path):
+    path = tmp_path / "log.csv"
+    path.write_text("\n".join(LINES) + "\n")
+    return path
+
+
+def last_json(result):
+    assert result.exit_code == 0, result.output
+    return orjson.loads(result.stdout.strip().splitlines()[-1])
+
+
+@pytest.mark.parametrize("protocol", ["leave-one-out", "time-split", "prequential"])
+def test_figures_by_model_come_as_one_line_of_json(log, protocol):
+    result = run(log, "--models", "popularity, markov", "--protocol", protocol, "--json")
+    body = last_json(result)
+    assert list(body["models"]) == ["popularity", "markov"]
+    for figures in body["models"].values():
+        assert {"unmasked", "masked", "seconds"} <= figures.keys()
+        assert {"ndcg@10", "hr@10"} <= figures["unmasked"].keys() & figures["masked"].keys()
+    assert len(result.stdout.strip().splitlines()) == 1
+    assert "markov" in result.stderr and "buy is a purchase" in result.stderr
+
+
+def test_people_get_a_table(log):
+    result = run(log, "--models", "markov,popularity")
+    assert result.exit_code == 0
+    assert result.stdout.index("markov") < result.stdout.index("popularity")  # the better one first
+    assert "unmasked" in result.stdout and "NDCG@10" in result.stdout
+
+
+def test_a_report_holds_everything_in_one_page(log, tmp_path):
+    pytest.importorskip("matplotlib")
+    result = run(log, "--models", "popularity,markov", "--out", tmp_path / "out")
+    assert result.exit_code == 0, result.output
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert page.count("data:image/png;base64,") == 2
+    assert "popularity_bias@10" in page and "markov" in page and "Masked" in page
+    body = orjson.loads((tmp_path / "out" / "result.json").read_bytes())
+    assert list(body["models"]) == ["popularity", "markov"]
+    assert {path.name for path in (tmp_path / "out").glob("*.png")} == {"accuracy.png", "cost.png"}
+
+
+def test_other_columns_and_types_are_named(tmp_path):
+    path = tmp_path / "log.csv"
+    lines = [
+        "uid,sku,ts,act",
+        *(line.replace("view", "1").replace("click", "2").replace("buy", "3") for line in LINES[1:]),
+    ]
+    path.write_text("\n".join(lines) + "\n")
+    columns = "user_id=uid,item_id=sku,timestamp=ts,event_type=act"
+    body = last_json(run(path, "--models", "markov", "--columns", columns, "--types", "1=views,3=purchases", "--json"))
+    assert body["data"]["events"] == 120
+
+
+def test_a_plain_table_of_users_and_items_is_enough(tmp_path):
+    path = tmp_path / "log.csv"
+    path.write_text("user_id,item_id\n" + "".join(f"u{n % 5},i{n % 9}\n" for n in range(60)))
+    body = last_json(run(path, "--models", "popularity,skip-markov", "--protocol", "time-split", "--json"))
+    assert any("no timestamps" in note for note in body["data"]["notes"])
+
+
+@pytest.mark.parametrize(
+    "arguments, status, words",
+    [
+        (["missing.csv"], 1, "There is no table"),
+        (["LOG", "--models", "oracle"], 2, "the models are popularity"),
+        (["LOG", "--models", ","], 2, "No model was named"),
+        (["LOG", "--columns", "nonsense"], 2, "name=value"),
+        (["LOG", "--protocol", "random"], 2, "random"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_mistakes_are_said_with_their_fix(log, arguments, status, words):
+    result = run(*(str(log) if argument == "LOG" else argument for argument in arguments))
+    assert result.exit_code == status
+    assert words in result.stderr
+    assert "Traceback" not in result.output
+
+
+def test_help_teaches():
+    result = run("--help")
+    assert result.exit_code == 0
+    assert "For example" in result.output and "skip-markov" in result.output

@@ -1,0 +1,110 @@
+"""The feed against a broker: everything once, whatever is restarted in between."""
+
+import asyncio
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import orjson
+import pytest
+from aiokafka import AIOKafkaProducer
+from kafka.admin import NewTopic
+
+from state.replay_buffer import ReplayBuffer
+from streams.event_feed import EventFeed
+from streams.kafka import admin, client_options
+from streams.settings import Settings
+from streams.topics import describe_topics
+
+pytestmark = pytest.mark.broker
+
+
+@pytest.fixture
+def settings(contract_settings: Settings, unique: Callable[[str], str]) -> Settings:
+    quick = {"session_timeout_seconds": 2.0, "rebalance_timeout_seconds": 2.0}
+    return contract_settings.model_copy(update={"app_id": unique("feed"), **quick})
+
+
+async def send(settings: Settings, events: list[tuple[str, str, int]], bad: int = 0) -> None:
+    async with AIOKafkaProducer(**client_options(settings)) as producer:
+        for number, (user, item, time_ms) in enumerate(events):
+            value = orjson.dumps({"user_id": user, "item_id": item, "timestamp": time_ms})
+            await producer.send(("clicks", "views")[number % 2], value, key=user.encode())
+        for number in range(bad):
+            await producer.send("clicks", b"{", key=b"%d" % number)
+        await producer.flush()
+
+
+async def read(settings: Settings, buffer: ReplayBuffer, wanted: int, *, commit: bool = True) -> tuple[int, int]:
+    """Take until so many events are new or nothing comes: events and invalid ones."""
+    feed = EventFeed(settings, buffer)
+    events = invalid = 0
+    await feed.start()
+    try:
+        for _ in range(150):
+            taken = await feed.take(0.1)
+            events, invalid = events + taken.events, invalid + taken.invalid
+            if events >= wanted and await feed.caught_up():
+                break
+        if commit:
+            await feed.commit()
+            assert await feed.lag() == 0
+    finally:
+        await feed.stop()
+    return events, invalid
+
+
+def rows(start: int, count: int) -> list[tuple[str, str, int]]:
+    return [(f"u{n % 7}", f"i{n % 5}", 1_700_000_000_000 + n) for n in range(start, start + count)]
+
+
+def times_of(buffer: ReplayBuffer) -> list[int]:
+    return sorted(buffer.sample(len(buffer), 0, 0).times_ms.tolist())
+
+
+async def test_every_event_comes_once_over_restarts_and_bad_ones_are_counted(
+    settings: Settings, tmp_path: Path
+) -> None:
+    await send(settings, rows(0, 300), bad=3)
+    with ReplayBuffer(tmp_path) as buffer:
+        assert await read(settings, buffer, 300) == (300, 3)
+        offsets = dict(buffer.offsets)
+    assert sum(offsets.values()) == 303
+    await send(settings, rows(300, 50))
+    with ReplayBuffer(tmp_path) as buffer:  # a crash: taken, not committed
+        assert (await read(settings, buffer, 50, commit=False))[0] == 50
+    with ReplayBuffer(tmp_path) as buffer:
+        assert len(buffer) == 300
+        assert (await read(settings, buffer, 50))[0] == 50
+        assert times_of(buffer) == [time_ms for *_, time_ms in rows(0, 350)]
+
+
+@pytest.mark.parametrize("broker", ["embedded"], indirect=True)
+async def test_the_buffer_knows_the_place_not_the_group(settings: Settings, tmp_path: Path) -> None:
+    await send(settings, rows(0, 100))
+    with ReplayBuffer(tmp_path / "first") as buffer:
+        await read(settings, buffer, 100)
+    with ReplayBuffer(tmp_path / "first") as buffer:
+        other = settings.model_copy(update={"app_id": settings.app_id + "-new-group"})
+        await send(settings, rows(100, 20))
+        assert (await read(other, buffer, 20))[0] == 20
+        assert len(np.unique(buffer.sample(len(buffer), 0, 0).times_ms)) == 120
+
+
+@pytest.mark.parametrize("broker", ["kafka"], indirect=True)
+async def test_a_topic_that_was_made_anew_is_read_from_its_beginning(settings: Settings, tmp_path: Path) -> None:
+    await send(settings, rows(0, 100))
+    with ReplayBuffer(tmp_path) as buffer:
+        await read(settings, buffer, 100)
+
+        def recreate() -> None:
+            with admin(settings) as client:
+                client.delete_topics(["clicks", "views"])
+                while not all(state.problem for state in describe_topics(settings)[:2]):
+                    pass
+                client.create_topics([NewTopic(name, settings.partitions, 1) for name in ("clicks", "views")])
+
+        await asyncio.to_thread(recreate)
+        await send(settings, rows(100, 30))
+        assert (await read(settings, buffer, 30))[0] == 30
+        assert times_of(buffer) == [time_ms for *_, time_ms in rows(0, 130)]

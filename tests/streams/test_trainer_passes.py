@@ -1,0 +1,113 @@
+import asyncio
+import json
+import logging
+import urllib.error
+import urllib.request
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from models.learner import Learner, LearnSettings
+from models.registry import Registry
+from streams.errors import BrokerError
+from streams.settings import load_settings
+from streams.trainer_http import TrainerHttp
+from streams.trainer_metrics import TrainerMetrics
+from streams.trainer_passes import Passes, summary_of
+from tests.models.learning import FINE, a_buffer, feed, stream
+from tests.streams.worker_process import free_port
+
+QUICK = LearnSettings(recent=400, reservoir=400, refit_growth=0, fine=replace(FINE, first_epochs=2, epochs=1))
+
+
+def build(tmp_path: Path) -> tuple[Passes, Learner, TrainerMetrics]:
+    """Passes whose broker does not answer."""
+    settings = load_settings(brokers=f"127.0.0.1:{free_port()}", registry=str(tmp_path / "registry"))
+    learner, metrics = Learner(Registry(tmp_path / "registry"), tmp_path, QUICK), TrainerMetrics()
+    return Passes(settings, learner, metrics, tmp_path), learner, metrics
+
+
+def count(metrics: TrainerMetrics, result: str) -> float | None:
+    return metrics.registry.get_sample_value("recstream_trainer_versions_total", {"result": result})
+
+
+async def test_a_pass_is_published_though_nobody_can_be_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("streams.trainer_passes._TRIES_SECONDS", (0.01,))
+    passes, learner, metrics = build(tmp_path)
+    with a_buffer(tmp_path / "buffer", stream(600)) as buffer, caplog.at_level(logging.ERROR):
+        assert passes.begin(buffer, "cold-start")
+        assert passes.running
+        outcome = await passes.finish()
+        assert not passes.running and outcome is not None
+        assert outcome.promoted and learner.registry.current() == outcome.version
+        assert "was not announced on model-versions" in caplog.text
+        assert count(metrics, "promoted") == 1
+        assert metrics.registry.get_sample_value("recstream_trainer_training") == 0
+        assert summary_of(passes.last)["version"] == outcome.version
+        assert not (tmp_path / "pass").exists()
+        assert not passes.begin(buffer, "events")  # nothing new
+        assert await passes.finish() is None
+    await passes.stop()
+
+
+async def test_stopping_interrupts_a_pass_and_resuming_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("streams.trainer_passes._TRIES_SECONDS", (0.01,))
+    passes, learner, _ = build(tmp_path)
+    with a_buffer(tmp_path / "buffer", stream(600)) as buffer:
+        assert passes.begin(buffer, "cold-start")
+        await passes.stop()
+    assert passes.last is None and learner.registry.versions() == []
+    assert summary_of(None)["version"] is None
+    assert (tmp_path / "pass" / "pass.json").exists()
+    identity = json.loads((tmp_path / "pass" / "pass.json").read_text())["id"]
+    again, learner, _ = build(tmp_path)
+    assert await again.resume()
+    outcome = await asyncio.wait_for(again.finish(), 60)
+    assert outcome is not None and outcome.lineage["pass"] == identity
+    assert not await again.resume()
+    await again.stop()
+
+
+async def test_a_pass_that_cannot_publish_is_counted_and_dropped(tmp_path: Path) -> None:
+    passes, learner, metrics = build(tmp_path)
+    with a_buffer(tmp_path / "buffer", stream(600)) as buffer:
+        (tmp_path / "registry").write_text("a file where the registry should be")
+        assert not passes.begin(buffer, "cold-start")
+        assert count(metrics, "failed") == 1
+        (tmp_path / "registry").unlink()
+        feed(buffer, [(user, item, 10**7 + at) for user, item, at in stream(50)])
+        assert passes.begin(buffer, "cold-start")
+        (tmp_path / "registry").mkdir(exist_ok=True)
+        (tmp_path / "registry" / ".claims").write_text("no directory")
+        assert await passes.finish() is None
+    assert count(metrics, "failed") == 2
+    assert learner.pending() is None
+    await passes.stop()
+
+
+async def test_health_is_joining_until_there_are_partitions_and_a_taken_port_is_an_error() -> None:
+    held: list[int] = []
+    metrics, port = TrainerMetrics(), free_port()
+    http = TrainerHttp("127.0.0.1", port, metrics, lambda: bool(held))
+
+    def get(path: str) -> int:
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=5) as reply:
+                return int(reply.status)
+        except urllib.error.HTTPError as error:
+            with error:
+                return error.code
+
+    await http.start()
+    try:
+        assert await asyncio.to_thread(get, "/health/live") == 200
+        assert await asyncio.to_thread(get, "/health/ready") == 503
+        held.append(1)
+        assert await asyncio.to_thread(get, "/health/ready") == 200
+        with pytest.raises(BrokerError, match="cannot listen"):
+            await TrainerHttp("127.0.0.1", port, metrics, lambda: True).start()
+    finally:
+        await http.stop()
