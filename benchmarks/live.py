@@ -93,17 +93,18 @@ class _System:
 
     def __init__(self, broker: Broker, cores: processes.Cores, directory: Path) -> None:
         self._cores, self._directory = cores, directory
+        port = free_port(also=1)
         own = {
             "brokers": broker.address,
             "partitions": str(PARTITIONS),
             "registry": str(directory / "registry"),
             "state_dir": str(directory / "state"),
-            "http_port": str(free_port()),
+            "http_port": str(port),
+            "trainer_http_port": str(port + 1),
             "session_timeout_seconds": "6",  # the embedded broker lets a group wait for the whole time-out at its start
             "rebalance_timeout_seconds": "6",
         }
-        self._settings: Settings = load_settings(**own, trainer_http_port=free_port(also=1))
-        own["trainer_http_port"] = str(self._settings.trainer_http_port)
+        self._settings: Settings = load_settings(**own)
         self._env = {f"RECSTREAM_{name.upper()}": value for name, value in own.items()}
         create_topics(self._settings)
 

@@ -15,6 +15,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
+from models.rebuild import replay
 from models.serving import ServingModel, gap_feature
 from state.arena import Arena
 from state.items import ItemIndex
@@ -65,16 +66,22 @@ class ItemRows:
 
 def rebuilt(model: ServingModel, rows: ItemRows, arena: Arena, slots: NDArray[np.int32]) -> NDArray[np.float32]:
     """Vectors (U, S) of the distinct users in `slots`, made by `model` from their last 50 events."""
-    items, kinds, times, length = arena.recent(slots)
+    items, kinds, gaps, length = _past(rows, arena, slots)
     user, step = np.nonzero(np.arange(items.shape[1]) < length[:, None])  # events in order, user by user
+    state = np.zeros((len(slots), model.state_size), np.float32)
+    model.steps(state, user.astype(np.int32), items[user, step], kinds[user, step], gaps[user, step])
+    return state
+
+
+def _past(
+    rows: ItemRows, arena: Arena, slots: NDArray[np.int32]
+) -> tuple[NDArray[np.int32], NDArray[np.uint8], NDArray[np.float32], NDArray[np.int64]]:
+    """Rows, kinds and gap features (U, 50) of users' last events, oldest first, and how many they are (U,)."""
+    items, kinds, times, length = arena.recent(slots)
     seconds = times.astype(np.int64)
     gaps = np.zeros(seconds.shape, np.int64)
     gaps[:, 1:] = seconds[:, 1:] - seconds[:, :-1]
-    state = np.zeros((len(slots), model.state_size), np.float32)
-    model.steps(
-        state, user.astype(np.int32), rows.rows(items[user, step]), kinds[user, step], gap_feature(gaps[user, step])
-    )
-    return state
+    return rows.rows(items), kinds, gap_feature(gaps), length
 
 
 class _Shadow:
@@ -133,7 +140,7 @@ class Staged:
             return True
         shadow = max(waiting, key=lambda shadow: len(shadow.queue))  # all arenas get on alike
         slots, shadow.queue = shadow.queue[-users:], shadow.queue[:-users]
-        shadow.put(slots, rebuilt(self.model, self.rows, shadow.arena, slots))
+        shadow.put(slots, replay(self.model, *_past(self.rows, shadow.arena, slots)))
         return False
 
     def follow(

@@ -16,7 +16,7 @@ from streams.console import Bar, print_json, progress_bar, say
 from streams.settings import SettingsError, load_settings
 
 _FAST: Final = "popularity,markov,skip-markov,gru"
-_NARROWEST: Final = 118  # columns of the table; a narrower terminal wraps its lines rather than its figures
+_NARROWEST: Final = 128  # columns of the table; a narrower terminal wraps its lines rather than its figures
 
 
 def evaluate(

@@ -14,17 +14,19 @@ from models.staging import Staged
 from state.arena import Arena
 from streams.pipeline import Pipeline
 
-_STAGE_SECONDS: Final = 2.5  # then the version serves: with the poll before it within 5 s of its publication
-_USERS: Final = 16  # staged between two rounds: 2 to 5 ms
+_STAGE_SECONDS: Final = 3.5  # then the version serves: with the poll before it within 5 s of its publication
+_USERS: Final = 32  # staged between two rounds: 2 to 3 ms
 _SETTLED: Final = 4_096  # given their vectors between two rounds after the swap: 2 ms
 _LEAST_SECONDS: Final = 0.001
-_BEHIND_SECONDS: Final = 0.5  # a round takes so long where a backlog is worked off: nobody waits for a single list then
+_BUSY_SECONDS: Final = 0.003  # whoever waits so long for its turn is among others
+_BUSY_PAUSE: Final = 4.0  # times the work: a worker that uses 80% of its core bears no more
+_BEHIND_SECONDS: Final = 1.0  # a round takes so long where a backlog is worked off: nobody waits for a single list then
 
 
 async def swap_staged(pipeline: Pipeline, model: ServingModel) -> None:
     """Serve another version soon, users' vectors first, for as long as there is time.
 
-    Half of the time at most goes into it, so that a worker with a load it can bear keeps up meanwhile. One that is
+    Half of the time goes into it in an idle worker, a fifth in a busy one, which thus keeps up meanwhile; one that is
     behind swaps at once.
     """
     recommender = pipeline.recommender
@@ -38,7 +40,8 @@ async def swap_staged(pipeline: Pipeline, model: ServingModel) -> None:
         waited = time.monotonic() - now - seconds
         if waited > _BEHIND_SECONDS:
             break
-        await asyncio.sleep(max(seconds, _LEAST_SECONDS))
+        pause = _BUSY_PAUSE * seconds if waited > _BUSY_SECONDS else seconds
+        await asyncio.sleep(max(pause, _LEAST_SECONDS))
         now = time.monotonic()
     await pipeline.swap(model)
     while not await pipeline.between_rounds(recommender.settle, _SETTLED):

@@ -12,6 +12,7 @@ from models.fusion import Fusion
 from models.network import Network, NetworkConfig
 from models.recommend import Recommender
 from models.serving import ServingModel
+from models.staging import Staged
 from models.version import Version
 from state.arena import Arena
 from state.events import TOPICS
@@ -54,6 +55,10 @@ def warm_up() -> None:
                 offsets = list(range(len(values)))
                 compute.round(partition, [RecordBatch(topic, 0, offsets, offsets, [None] * 6, values, len(values))])
             recommender.rehydrate(partition.store.arena, np.array([0], np.int32))
+            if cell is not None:
+                staged = Staged(ServingModel.from_version(_version(cell)), items)
+                while not staged.prepare([partition.store.arena], 2):
+                    pass
             flush_partition(partition, 0, None, False)
 
 

@@ -109,7 +109,12 @@ def load(
         events = Events(events.users, events.items, _kinds(ratings), events.times_ms, events.extras, events.skipped)
         notes.append("ratings as kinds: the highest is a purchase, below the middle of the scale a view, else a click")
     vocabulary = ["", *events.items.unique(maintain_order=True).to_list()]
-    catalogue, found = describe(path, items, vocabulary)
+    try:
+        catalogue, found = describe(path, items, vocabulary, layout.columns.get("item_id", "item_id"))
+    except TableError as error:
+        if items is not None:
+            raise
+        catalogue, found = Catalogue.empty(len(vocabulary)), [f"items stay undescribed: {error}"]
     notes += found
     source = histories(events, vocabulary)
     if not timed:

@@ -17,13 +17,16 @@ _MOST_SHARE: Final = 0.5  # a column with more distinct values than this share o
 _FEW: Final = 20  # but so many are always few
 
 
-def describe(events: Path, items: Path | None, vocabulary: list[str]) -> tuple[Catalogue, list[str]]:
+def describe(
+    events: Path, items: Path | None, vocabulary: list[str], column: str = "item_id"
+) -> tuple[Catalogue, list[str]]:
     """The catalogue of a vocabulary, from a table of items or from the event table's own columns.
 
     Args:
         events: The event table.
         items: The table of items; None looks for one beside the event table.
         vocabulary: Item ids by row (V,).
+        column: The event table's column of item ids.
 
     Returns:
         The catalogue, and what it was made from, for the report.
@@ -36,9 +39,12 @@ def describe(events: Path, items: Path | None, vocabulary: list[str]) -> tuple[C
     header = [name for name in table.header() if name not in _SKIPPED]
     if path is None:
         header = [name for name in header if _INLINE.search(name)]
-        if not header or "item_id" not in table.header():
+        if not header or column not in table.header():
             return Catalogue.empty(len(vocabulary)), []
-    named = {"item_id": "item_id", **{name: name for name in header}}
+    if path is not None and column not in table.header():
+        column = "item_id"
+    header = [name for name in header if name != column]
+    named = {"item_id": column, **{name: name for name in header}}
     frame = read_columns(path or events, named, must=("item_id",))
     frame = frame.drop_nulls("item_id").unique("item_id", keep="first", maintain_order=True)
     rows = pl.DataFrame({"item_id": vocabulary[1:]}, schema={"item_id": pl.String})

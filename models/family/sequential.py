@@ -87,7 +87,7 @@ class Sequential(SequenceModel):
     module: Module
     window: int = 50
     rate: float = 0.004
-    epochs: int = 20
+    epochs: int = 28
     loss: str = "ce"
     item_dropout: float = 0.05
     smallest_batch: int = 128

@@ -44,6 +44,7 @@ class Prometheus:
         path = directory / "prometheus.yml"
         path.write_text(yaml.safe_dump(config))
         self.url = f"http://127.0.0.1:{free_port()}"
+        self._client = httpx.Client(base_url=self.url, timeout=10)
         self._log = (directory / "prometheus.log").open("wb")
         self._child = Child(
             [
@@ -54,7 +55,7 @@ class Prometheus:
         )  # fmt: skip
 
     def get(self, path: str, **parameters: str) -> Any:
-        reply = httpx.get(f"{self.url}/api/v1/{path}", params=parameters, timeout=10)
+        reply = self._client.get(f"/api/v1/{path}", params=parameters)
         return reply.raise_for_status().json()["data"]
 
     def numbers(self, expr: str) -> list[float]:
@@ -64,11 +65,12 @@ class Prometheus:
 
     def answers(self) -> bool:
         try:
-            return httpx.get(f"{self.url}/-/ready", timeout=1).status_code == 200
+            return self._client.get("/-/ready").status_code == 200
         except httpx.TransportError:
             return False
 
     def close(self) -> None:
+        self._client.close()
         self._child.stop()
         self._log.close()
 
@@ -105,8 +107,9 @@ def test_every_query_of_every_dashboard_returns_data(cluster: Cluster, prometheu
     broken = [Record(e.topic, e.partition, e.key, b"{", e.timestamp_ms) for e in events[:200]]
     records = [record for pair in zip(events[:200], broken, strict=True) for record in pair] + events[200:]
     waiting = {expr: f"{dashboard} / {panel}" for dashboard, panel, expr in queries()}
-    for start in range(0, len(records), 400):  # about 60 s of events
+    for start in range(0, len(records), 400):  # at most 60 s of events
         cluster.load(records[start : start + 400], rate=200).finish()
+        print(f"{len(waiting)} queries have no data yet: {sorted(set(waiting.values()))[:3]}")
         waiting = {expr: panel for expr, panel in waiting.items() if not prometheus.numbers(expr)}
         if not waiting:
             break

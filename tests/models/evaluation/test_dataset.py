@@ -90,6 +90,16 @@ def test_items_beside_the_events_describe_them(tmp_path):
     assert any("shop_items.tsv" in note for note in data.notes)
 
 
+def test_a_useless_table_of_items_matters_only_when_it_was_asked_for(tmp_path):
+    events = table(tmp_path / "shop_events.csv", ["user_id,item_id", "u,a", "u,b"])
+    items = table(tmp_path / "shop_items.csv", ["sku,title", "a,Alpha"])
+    data = load(events)
+    assert not data.catalogue.has_text
+    assert any("items stay undescribed" in note for note in data.notes)
+    with pytest.raises(TableError, match="no column item_id"):
+        load(events, items=items)
+
+
 def test_recbole_items_and_columns_of_the_events_describe_too(tmp_path):
     table(tmp_path / "m.inter", ["user_id:token\titem_id:token\ttimestamp:float", "1\t7\t5", "1\t8\t6", "2\t9\t7"])
     lines = [
@@ -104,3 +114,5 @@ def test_recbole_items_and_columns_of_the_events_describe_too(tmp_path):
     assert data.catalogue.attributes[1] == ("class=Crime", "class=Drama")
     inline = load(table(tmp_path / "x.csv", ["user_id,item_id,title", "u,a,Alpha", "v,b,Beta", "w,a,Alpha"]))
     assert inline.catalogue.texts == ["", "Alpha", "Beta"]
+    guessed = load(table(tmp_path / "y.csv", ["visitorid,itemid,title", "u,a,Alpha", "v,b,Beta", "w,a,Alpha"]))
+    assert guessed.catalogue.texts == ["", "Alpha", "Beta"]
