@@ -119,10 +119,12 @@ class Staged:
 
     Attributes:
         rows: Its rows by item number.
+        settled: Users who were given their vectors by `settle`.
     """
 
     def __init__(self, model: ServingModel, items: ItemIndex) -> None:
         self.model, self.rows = model, ItemRows(model.vocabulary, items)
+        self.settled = 0
         self._shadows: dict[int, _Shadow] = {}  # by the id of the arena, which they keep alive
 
     def prepare(self, arenas: Iterable[Arena], users: int) -> bool:
@@ -187,6 +189,7 @@ class Staged:
             arena = shadow.arena
             stale = arena.model[slots] != self.model.fingerprint
             self.take(arena, slots[stale])
+            self.settled += int(stale.sum())
             shadow.done[slots] = False
             return False
         return True

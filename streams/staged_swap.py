@@ -46,6 +46,7 @@ async def swap_staged(pipeline: Pipeline, model: ServingModel) -> None:
     await pipeline.swap(model)
     while not await pipeline.between_rounds(recommender.settle, _SETTLED):
         await asyncio.sleep(0.05)
+    pipeline.metrics.rehydrations.inc(staged.settled)  # the others are counted at their users' events
 
 
 def _prepare(staged: Staged, arenas: Iterable[Arena]) -> tuple[bool, float]:

@@ -103,11 +103,11 @@ def prometheus(cluster: Cluster, tmp_path: Path) -> Iterator[Prometheus]:
 
 
 def test_every_query_of_every_dashboard_returns_data(cluster: Cluster, prometheus: Prometheus) -> None:
-    events = event_log(count=12_000, users=80, items=60, seed=3)
+    events = event_log(count=20_000, users=80, items=60, seed=3)
     broken = [Record(e.topic, e.partition, e.key, b"{", e.timestamp_ms) for e in events[:200]]
     records = [record for pair in zip(events[:200], broken, strict=True) for record in pair] + events[200:]
     waiting = {expr: f"{dashboard} / {panel}" for dashboard, panel, expr in queries()}
-    for start in range(0, len(records), 400):  # at most 60 s of events
+    for start in range(0, len(records), 400):  # at most 100 s: rules of the objective run once a minute
         cluster.load(records[start : start + 400], rate=200).finish()
         print(f"{len(waiting)} queries have no data yet: {sorted(set(waiting.values()))[:3]}")
         waiting = {expr: panel for expr, panel in waiting.items() if not prometheus.numbers(expr)}

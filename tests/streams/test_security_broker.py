@@ -108,7 +108,7 @@ def test_a_worker_signs_in_and_gets_ready(kafka, tmp_path, listener):
     env = environment(kafka, tmp_path, kafka.ports[listener], **(mutual if listener == "mutual" else {}))
     worker = Worker(tmp_path / "worker.log", ("-m", "streams.cli", "worker"), env)
     try:
-        worker.wait_ready(60)
+        worker.wait_ready(90)
         wait_for(lambda: len(worker.held()) == PARTITIONS, 30, worker.output)
         worker.signal(signal.SIGTERM)
         assert worker.ended(30) == 0

@@ -139,7 +139,7 @@ def test_models_are_swapped_while_serving(cluster: Cluster, tmp_path: Path) -> N
     good = publish_model(cluster.registry, ITEMS, seed=4)
     wait_for(lambda: worker.metrics()["recstream_model_number"] == 3, 20, worker.output)
     assert answers(cluster, now, "c") == {good}
-    assert worker.metrics()["recstream_rehydrations_total"] > 0
+    wait_for(lambda: worker.metrics()["recstream_rehydrations_total"] >= 20, 10, worker.output)
     assert worker.stop() == 0, worker.output()
     for message in cluster.recommendations():
         assert len(message["items"]) == 3 or message["model_version"].startswith("popularity")
