@@ -1,14 +1,12 @@
 """The worker's HTTP endpoints: `/metrics`, `/health/live`, `/health/ready`."""
 
-import asyncio
 import time
 from typing import Any, Final
 
 from aiohttp import web
 from mode import Service
-from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
-from streams.errors import BrokerError
+from streams.endpoints import Endpoints
 from streams.metrics import Metrics
 from streams.pipeline import Pipeline
 
@@ -27,8 +25,9 @@ class HttpServer(Service):  # type: ignore[misc]
 
     def __init__(self, host: str, port: int, metrics: Metrics, pipeline: Pipeline, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self._host, self._port, self._metrics, self._pipeline = host, port, metrics, pipeline
-        self._runner: web.AppRunner | None = None
+        self._pipeline = pipeline
+        fix = "set RECSTREAM_HTTP_PORT (or --http-port) to a free port; worker i uses port + i"
+        self._endpoints = Endpoints(host, port, metrics.registry, self._live, self._ready, fix)
 
     async def on_start(self) -> None:
         """Listen.
@@ -36,31 +35,11 @@ class HttpServer(Service):  # type: ignore[misc]
         Raises:
             BrokerError: the port is taken.
         """
-        app = web.Application()
-        app.add_routes(
-            [
-                web.get("/metrics", self._show_metrics),
-                web.get("/health/live", self._live),
-                web.get("/health/ready", self._ready),
-            ]
-        )
-        self._runner = web.AppRunner(app, access_log=None)
-        await self._runner.setup()
-        try:
-            await web.TCPSite(self._runner, self._host, self._port).start()
-        except OSError as error:
-            what = f"cannot listen on {self._host}:{self._port}"
-            fix = "set RECSTREAM_HTTP_PORT (or --http-port) to a free port; worker i uses port + i"
-            raise BrokerError(what, str(error), fix) from error
+        await self._endpoints.start()
 
     async def on_stop(self) -> None:
         """Stop listening."""
-        if self._runner is not None:
-            await self._runner.cleanup()
-
-    async def _show_metrics(self, _request: web.Request) -> web.Response:
-        text = await asyncio.get_running_loop().run_in_executor(None, generate_latest, self._metrics.registry)
-        return web.Response(body=text, headers={"Content-Type": CONTENT_TYPE_LATEST})
+        await self._endpoints.stop()
 
     async def _live(self, _request: web.Request) -> web.Response:
         idle = time.monotonic() - self._pipeline.progressed_at

@@ -1,0 +1,59 @@
+"""The HTTP endpoints that workers and trainers share: `/metrics`, `/health/live`, `/health/ready`."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+
+from aiohttp import web
+from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
+
+from streams.errors import BrokerError
+
+Handler = Callable[[web.Request], Awaitable[web.Response]]
+
+
+class Endpoints:
+    """Serves metrics and health on the running event loop.
+
+    Args:
+        host: address to listen on.
+        port: TCP port.
+        registry: what `/metrics` shows.
+        live: answers `/health/live`.
+        ready: answers `/health/ready`.
+        fix: what to do when the port is taken.
+    """
+
+    def __init__(
+        self, host: str, port: int, registry: CollectorRegistry, live: Handler, ready: Handler, fix: str
+    ) -> None:
+        self._host, self._port, self._registry, self._fix = host, port, registry, fix
+        app = web.Application()
+        app.add_routes(
+            [
+                web.get("/metrics", self._show_metrics),
+                web.get("/health/live", live),
+                web.get("/health/ready", ready),
+            ]
+        )
+        self._runner = web.AppRunner(app, access_log=None)
+
+    async def start(self) -> None:
+        """Listen.
+
+        Raises:
+            BrokerError: the port is taken.
+        """
+        await self._runner.setup()
+        try:
+            await web.TCPSite(self._runner, self._host, self._port).start()
+        except OSError as error:
+            msg = f"cannot listen on {self._host}:{self._port}"
+            raise BrokerError(msg, str(error), self._fix) from error
+
+    async def stop(self) -> None:
+        """Stop listening."""
+        await self._runner.cleanup()
+
+    async def _show_metrics(self, _request: web.Request) -> web.Response:
+        text = await asyncio.get_running_loop().run_in_executor(None, generate_latest, self._registry)
+        return web.Response(body=text, headers={"Content-Type": CONTENT_TYPE_LATEST})
