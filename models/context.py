@@ -3,17 +3,19 @@
 Letters: E events, R = 50 entries of a user's ring.
 """
 
+from collections.abc import Sequence
+
 import numba as nb
 import numpy as np
 from numpy.typing import NDArray
 
 from models.fusion import Histories
-from state.arena import Arena
+from models.history import Part
+from state.record import RING
 
 
 def histories_before(
-    arena: Arena,
-    slots: NDArray[np.int32],
+    parts: Sequence[Part],
     items: NDArray[np.int32],
     kinds: NDArray[np.uint8],
     seconds: NDArray[np.int64],
@@ -22,8 +24,7 @@ def histories_before(
     """Histories as they stand right before each event of a batch that is not applied yet.
 
     Args:
-        arena: the users' rings.
-        slots: (E,)
+        parts: whose rings they are, and which events (E in all).
         items: (E,) item numbers.
         kinds: (E,)
         seconds: (E,) event times.
@@ -32,21 +33,25 @@ def histories_before(
     Returns:
         The histories, and for each event the user's event before it in this batch, -1 for none (E,).
     """
-    n, size = len(slots), arena.items.shape[1]
+    n = len(items)
     histories = Histories(
-        np.zeros((n, size), np.int32), np.zeros((n, size), np.uint8), np.zeros((n, 2), np.int64), np.zeros(n, np.int32)
+        np.zeros((n, RING), np.int32), np.zeros((n, RING), np.uint8), np.zeros((n, 2), np.int64), np.zeros(n, np.int32)
     )
     previous = np.empty(n, np.int32)
-    _collect(
-        slots, items, kinds, seconds, arena.items, arena.kinds, arena.times, arena.count, scratch, histories.items,
-        histories.kinds, histories.seconds, histories.lengths, previous,
-    )  # fmt: skip
+    for part in parts:
+        arena, at = part.arena, part.at
+        _collect(
+            part.slots, at.start, items[at], kinds[at], seconds[at], arena.items, arena.kinds, arena.times, arena.count,
+            scratch, histories.items[at], histories.kinds[at], histories.seconds[at], histories.lengths[at],
+            previous[at],
+        )  # fmt: skip
     return histories, previous
 
 
 @nb.njit(cache=True, nogil=True, error_model="numpy")  # type: ignore[untyped-decorator]
 def _collect(
     slots: NDArray[np.int32],
+    start: int,  # what `previous` counts from
     items: NDArray[np.int32],
     kinds: NDArray[np.uint8],
     seconds: NDArray[np.int64],
@@ -87,3 +92,5 @@ def _collect(
         lengths[e] = n
     for e in range(slots.shape[0]):
         scratch[slots[e]] = 0
+        if previous[e] >= 0:
+            previous[e] += start

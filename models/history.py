@@ -4,6 +4,7 @@ The arena's arrays are changed in place; a batch may hold any number of events o
 batch, C slots of the arena, K recommendations kept, R = 50 entries of a user's ring.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -11,7 +12,8 @@ import numba as nb
 import numpy as np
 from numpy.typing import NDArray
 
-from state.arena import Arena
+from state.arena import Arena, Slots
+from state.record import RING
 
 EXCLUDE_NONE: Final = 0
 EXCLUDE_PURCHASED: Final = 1
@@ -19,6 +21,15 @@ EXCLUDE_SEEN: Final = 2
 _PURCHASE: Final = 2
 _MAX_SECONDS: Final = 0xFFFFFFFF
 _jit = nb.njit(cache=True, nogil=True, error_model="numpy")
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """One partition's share of a batch: events `at` are those of the users in `slots` of `arena`; never empty."""
+
+    arena: Arena
+    slots: Slots
+    at: slice
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,8 +76,7 @@ def distinct(slots: NDArray[np.int32], scratch: NDArray[np.int32]) -> tuple[NDAr
 
 
 def append_events(
-    arena: Arena,
-    slots: NDArray[np.int32],
+    parts: Sequence[Part],
     items: NDArray[np.int32],
     kinds: NDArray[np.uint8],
     times_ms: NDArray[np.int64],
@@ -77,8 +87,7 @@ def append_events(
     """Append events to their users' rings and counters, in order; `take_fresh` has noted their offsets.
 
     Args:
-        arena: the users' state, changed in place and marked dirty.
-        slots: (E,) the events' users.
+        parts: the users' state, changed in place and marked dirty, and which events are theirs (E in all).
         items: (E,) item numbers.
         kinds: (E,)
         times_ms: (E,)
@@ -86,25 +95,26 @@ def append_events(
         exclude: `EXCLUDE_*`: which items of the user's history the lists made for each event must leave out.
         popular: the list to compare with.
     """
-    n = len(slots)
+    n = len(items)
     done = Appended(
         gaps=np.zeros(n, np.int64),
         repeats=np.zeros(n, np.bool_),
-        excluded=np.zeros((n, arena.items.shape[1] if exclude else 0), np.int32),
+        excluded=np.zeros((n, RING if exclude else 0), np.int32),
         popular_ranks=np.zeros(n, np.int32),
     )
-    _append(
-        slots, items, kinds, times_ms, touched_ms, exclude,
-        popular.place_of, popular.length, popular.blocked, popular.k, arena.items, arena.times, arena.kinds,
-        arena.count, arena.kind_counts, arena.last_ms, arena.touched_ms, arena.dirty,
-        done.gaps, done.repeats, done.excluded, done.popular_ranks,
-    )  # fmt: skip
+    for part in parts:
+        arena, at = part.arena, part.at
+        _append(
+            part.slots, items[at], kinds[at], times_ms[at], touched_ms[at], exclude,
+            popular.place_of, popular.length, popular.blocked, popular.k, arena.items, arena.times, arena.kinds,
+            arena.count, arena.kind_counts, arena.last_ms, arena.touched_ms, arena.dirty,
+            done.gaps[at], done.repeats[at], done.excluded[at], done.popular_ranks[at],
+        )  # fmt: skip
     return done
 
 
 def rank_in_last(
-    arena: Arena,
-    slots: NDArray[np.int32],
+    parts: Sequence[Part],
     items: NDArray[np.int32],
     recommended: NDArray[np.int32],
     listed: NDArray[np.int64],
@@ -113,8 +123,7 @@ def rank_in_last(
     """Where each event's item stood in the list its user was shown last (prequential: tested before it is learnt).
 
     Args:
-        arena: its `recs` and `recs_model` are read and then replaced by this batch's lists.
-        slots: (E,)
+        parts: the `recs` and `recs_model` of their arenas are read and then replaced by this batch's lists.
         items: (E,) item numbers of the events.
         recommended: (L, K) the lists made.
         listed: (L,) the events they were made after, ascending.
@@ -124,9 +133,16 @@ def rank_in_last(
         ranks: (E,) 1 = first; 0 = not in the list; -1 = the user had no list yet.
         models: (E,) fingerprint of the version that made the list.
     """
-    ranks = np.empty(len(slots), np.int32)
-    models = np.empty(len(slots), np.uint32)
-    _rank(slots, items, recommended, listed, np.uint32(model), arena.recs, arena.recs_model, ranks, models)
+    ranks = np.empty(len(items), np.int32)
+    models = np.empty(len(items), np.uint32)
+    every = len(listed) == len(items)
+    for part in parts:
+        arena, at = part.arena, part.at
+        made = at if every else slice(*np.searchsorted(listed, (at.start, at.stop)).tolist())
+        _rank(
+            part.slots, at.start, items[at], recommended[made], listed[made], np.uint32(model), arena.recs,
+            arena.recs_model, ranks[at], models[at],
+        )  # fmt: skip
     return ranks, models
 
 
@@ -253,6 +269,7 @@ def _append(
 @_jit  # type: ignore[untyped-decorator]
 def _rank(
     slots: NDArray[np.int32],
+    start: int,  # what `listed` counts from
     items: NDArray[np.int32],
     recommended: NDArray[np.int32],
     listed: NDArray[np.int64],
@@ -273,7 +290,7 @@ def _rank(
                 rank = j + 1
                 break
         ranks[e] = rank
-        if made < listed.shape[0] and listed[made] == e:
+        if made < listed.shape[0] and listed[made] == start + e:
             last[s] = recommended[made]
             last_model[s] = model
             made += 1

@@ -12,6 +12,7 @@
 Letters: E events, K recommendations, V rows of the model's vocabulary, X exclusions (0 or 50).
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final, Literal, TypeVar
 
@@ -26,12 +27,13 @@ from models.history import (
     EXCLUDE_NONE,
     EXCLUDE_PURCHASED,
     EXCLUDE_SEEN,
+    Part,
     PopularList,
     append_events,
     distinct,
     rank_in_last,
-    take_fresh,
 )
+from models.parts import fresh_parts
 from models.serving import ServingModel, gap_feature
 from models.staging import ItemRows, Staged, rebuilt
 from models.topk import top_k
@@ -153,40 +155,42 @@ class Recommender:
             self.fusion.block(np.array([number], np.int32), blocked)
 
     def advance(self, store: UserStore, batch: EventBatch) -> Advanced:
-        """Apply one batch of one partition to its users and make their lists.
+        """`advance_all` for a batch of one partition."""
+        return self.advance_all([store], batch, [0, len(batch)])
+
+    def advance_all(self, stores: Sequence[UserStore], batch: EventBatch, bounds: Sequence[int]) -> Advanced:
+        """Apply one batch to its users and make their lists.
 
         Args:
-            store: the partition's users.
-            batch: events in the order to apply them.
+            stores: the users of each partition.
+            batch: events, partition by partition, in the order to apply them.
+            bounds: partition p has the events `bounds[p]:bounds[p + 1]`.
         """
-        slots = store.slots(batch.users)
-        arena, model = store.arena, self.model
-        if model and arena.state_size != model.state_size:
-            arena.resize_state(model.state_size)
-        fresh = take_fresh(arena, slots, batch.kinds, batch.offsets)
-        slots, kinds, times_ms = _take(slots, fresh), _take(batch.kinds, fresh), _take(batch.times_ms, fresh)
+        model = self.model
+        fresh, parts = fresh_parts(stores, batch, bounds, model.state_size if model else None)
+        kinds, times_ms = _take(batch.kinds, fresh), _take(batch.times_ms, fresh)
         numbers = _take(self.items.numbers(batch.items), fresh)
-        listed = _last_of_each(slots) if self.latest_only else np.arange(len(fresh))
+        listed = _last_of_each_user(parts) if self.latest_only else np.arange(len(fresh))
 
-        rehydrated = self._rehydrate(arena, slots)
-        if len(self._scratch) < arena.capacity:
-            self._scratch = np.zeros(arena.capacity, np.int32)
+        rehydrated = self._rehydrate(parts)
+        self._make_room(parts)
         policy = self._policy()
         seconds = np.minimum(np.maximum(times_ms // 1000, 0), _MAX_SECONDS)  # np.clip takes 8 us more
         if self.fusion is not None:
-            histories, previous = histories_before(arena, slots, numbers, kinds, seconds, self._scratch)
+            histories, previous = histories_before(parts, numbers, kinds, seconds, self._scratch)
         popular, shares = self.popularity.top(self.k + RING + len(self._blocked_numbers))
         compared = PopularList(self.popularity.place_of, len(popular), self._blocked_numbers, self.k)
-        done = append_events(arena, slots, numbers, kinds, times_ms, _take(batch.touched_ms, fresh), policy, compared)
+        done = append_events(parts, numbers, kinds, times_ms, _take(batch.touched_ms, fresh), policy, compared)
         self._watch_repeats(done.repeats)
         excluded = _take(done.excluded, listed)
         first = hidden = _NO_VECTORS
         user = _NO_USERS
         gaps = gap_feature(done.gaps)
         if model:
-            first, hidden, user = self._step(model, arena, slots, numbers, kinds, gaps)
+            first, hidden, user = self._step(model, parts, numbers, kinds, gaps)
         if self._staged is not None and self._staged.model is not model:
-            self._staged.follow(arena, slots, numbers, kinds, gaps)
+            for part in parts:
+                self._staged.follow(part.arena, part.slots, numbers[part.at], kinds[part.at], gaps[part.at])
         tested = _NO_RANKS
         if self.fusion is not None:
             before = np.where(previous[:, None] >= 0, hidden[previous], first[user]) if model else _NO_VECTORS
@@ -200,7 +204,7 @@ class Recommender:
         else:
             items, scores = self._rank_popular(popular, shares, excluded)
 
-        ranks, rank_models = rank_in_last(arena, slots, numbers, items, listed, model.fingerprint if model else 0)
+        ranks, rank_models = rank_in_last(parts, numbers, items, listed, model.fingerprint if model else 0)
         self.popularity.learn(numbers, times_ms)
         return Advanced(
             fresh, listed, items, scores, ranks, rank_models, done.popular_ranks, self.model_version, rehydrated, tested
@@ -214,36 +218,56 @@ class Recommender:
         arena.hidden[slots] = rebuilt(model, self._known, arena, slots)
         arena.model[slots] = model.fingerprint
 
-    def _rehydrate(self, arena: Arena, slots: NDArray[np.int32]) -> int:
+    def _rehydrate(self, parts: Sequence[Part]) -> int:
         if self.model is None:
             return 0
-        other = arena.model[slots] != self.model.fingerprint
-        if not other.any():
-            return 0
-        stale = np.unique(slots[other])
+        rebuilt_users = 0
+        for part in parts:
+            other = part.arena.model[part.slots] != self.model.fingerprint
+            if other.any():
+                rebuilt_users += self._rehydrate_some(self.model, part.arena, np.unique(part.slots[other]))
+        return rebuilt_users
+
+    def _rehydrate_some(self, model: ServingModel, arena: Arena, stale: NDArray[np.int32]) -> int:
         known = stale[arena.count[stale] > 0]
         new = stale[arena.count[stale] == 0]
         arena.hidden[new] = 0
-        arena.model[new] = self.model.fingerprint
+        arena.model[new] = model.fingerprint
         staged = self._staged
-        self.rehydrate(arena, staged.take(arena, known) if staged and staged.model is self.model else known)
+        self.rehydrate(arena, staged.take(arena, known) if staged and staged.model is model else known)
         return len(known)
+
+    def _make_room(self, parts: Sequence[Part]) -> None:
+        largest = max((part.arena.capacity for part in parts), default=0)
+        if len(self._scratch) < largest:
+            self._scratch = np.zeros(largest, np.int32)
 
     def _step(
         self,
         model: ServingModel,
-        arena: Arena,
-        slots: NDArray[np.int32],
+        parts: Sequence[Part],
         numbers: NDArray[np.int32],
         kinds: NDArray[np.uint8],
         gaps: NDArray[np.float32],
     ) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.int32]]:
         """Users' hidden vectors before the batch (U, H), those after each event (E, H), and each event's user (E,)."""
-        users, user = distinct(slots, self._scratch)
-        state = arena.hidden[users].astype(np.float32)  # (U, S)
+        user = np.empty(len(numbers), np.int32)
+        users, states, u = [], [], 0
+        for part in parts:
+            of_part, user_of_part = distinct(part.slots, self._scratch)
+            np.add(user_of_part, u, out=user[part.at])
+            users.append(of_part)
+            states.append(part.arena.hidden[of_part])
+            u += len(of_part)
+        if not parts:
+            states.append(np.zeros((0, model.state_size), np.float16))
+        state = (states[0] if len(states) == 1 else np.concatenate(states)).astype(np.float32)  # (U, S)
         first = state[:, : model.hidden].copy()
         after = model.steps(state, user, self._rows(numbers), kinds, gaps)
-        arena.hidden[users] = state
+        u = 0
+        for part, of_part in zip(parts, users, strict=True):
+            part.arena.hidden[of_part] = state[u : u + len(of_part)]
+            u += len(of_part)
         return first, after, user
 
     def _rank(
@@ -314,7 +338,10 @@ def _take(array: NDArray[_Scalar], at: NDArray[np.int64]) -> NDArray[_Scalar]:
     return array if len(at) == len(array) else array[at]
 
 
-def _last_of_each(slots: NDArray[np.int32]) -> NDArray[np.int64]:
-    """Positions of each slot's last event, ascending."""
-    _, from_end = np.unique(slots[::-1], return_index=True)
-    return np.sort(len(slots) - 1 - from_end)
+def _last_of_each_user(parts: Sequence[Part]) -> NDArray[np.int64]:
+    """Positions of each user's last event, ascending."""
+    last = [np.zeros(0, np.int64)]
+    for part in parts:
+        _, from_end = np.unique(part.slots[::-1], return_index=True)
+        last.append(part.at.stop - 1 - np.sort(from_end)[::-1])
+    return np.concatenate(last)

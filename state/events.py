@@ -14,9 +14,9 @@ KIND_OF_TOPIC: Final = {topic: kind for kind, topic in enumerate(TOPICS)}
 
 @dataclass(frozen=True, slots=True)
 class EventBatch:
-    """E valid events of one partition number, in the order they are to be applied, field by field.
+    """E valid events, field by field, those of one partition number together and in the order they are to be applied.
 
-    Events of one topic stand in offset order.
+    Events of one topic-partition stand in offset order.
 
     Attributes:
         users: (E) user ids.

@@ -72,7 +72,6 @@ class Message:
     """What the messages of one batch share."""
 
     model_version: str
-    partition: int
     generated_at_ms: int
 
 
@@ -87,15 +86,20 @@ def encode_users(users: list[str]) -> tuple[Blobs, Blobs]:
     return as_json, Blobs(np.frombuffer(keys, np.uint8), as_json.offsets - 2 * np.arange(len(users) + 1))
 
 
-@lru_cache(maxsize=256)
-def _heads(model_version: str, partition: int) -> Blobs:
-    """What stands between a message's list and its offset, for each source topic."""
+@lru_cache(maxsize=16)
+def _heads(model_version: str, partitions: int) -> tuple[Blobs, int]:
+    """What stands between a message's list and its offset, and the longest of them.
+
+    Entry `partition * 3 + kind`, for the partition numbers below `partitions`.
+    """
     parts = (
         b'],"model_version":%b,"event":{"topic":"%b","partition":%d,"offset":'
         % (orjson.dumps(model_version), topic.encode(), partition)
+        for partition in range(partitions)
         for topic in TOPICS
     )
-    return blobs(list(parts))
+    heads = blobs(list(parts))
+    return heads, int(np.diff(heads.offsets).max())
 
 
 def encode_recommendations(
@@ -103,6 +107,7 @@ def encode_recommendations(
     items: NDArray[np.int32],
     scores: NDArray[np.float32],
     kinds: NDArray[np.uint8],
+    partitions: NDArray[np.int32],
     offsets: NDArray[np.int64],
     times_ms: NDArray[np.int64],
     fragments: Fragments,
@@ -115,20 +120,22 @@ def encode_recommendations(
         items: (E, K) item numbers, best first, 0 ends the list.
         scores: (E, K).
         kinds: (E,) the source event's kind, which names its topic.
+        partitions: (E,) the source event's partition number.
         offsets: (E,) the source event's offset.
         times_ms: (E,) the source event's timestamp.
         fragments: from `ItemFragments.cover(items)`.
         message: what all share.
     """
-    heads = _heads(message.model_version, message.partition)
+    highest = int(partitions.max(initial=0))
+    heads, longest_head = _heads(message.model_version, 1 << highest.bit_length())
     tail = np.frombuffer(b'},"generated_at":%d}' % message.generated_at_ms, np.uint8)
-    fixed = len(_OPENING) + len(_LIST) + len(heads.data) + len(_STAMP) + len(tail) + 2 * _NUMBER_BYTES
+    fixed = len(_OPENING) + len(_LIST) + longest_head + len(_STAMP) + len(tail) + 2 * _NUMBER_BYTES
     room = len(users.data) + len(items) * fixed + fragments.listed_bytes + items.size * _NUMBER_BYTES
     out = np.empty(room, np.uint8)
     ends = np.zeros(len(items) + 1, np.int64)
     _encode(
-        users.data, users.offsets, items, scores, kinds, offsets, times_ms, fragments.data, fragments.spans,
-        heads.data, heads.offsets, tail, out, ends,
+        users.data, users.offsets, items, scores, partitions * len(TOPICS) + kinds, offsets, times_ms, fragments.data,
+        fragments.spans, heads.data, heads.offsets, tail, out, ends,
     )  # fmt: skip
     return Blobs(out[: ends[-1]], ends)
 
@@ -192,7 +199,7 @@ def _encode(
     user_at: NDArray[np.int64],
     items: NDArray[np.int32],
     scores: NDArray[np.float32],
-    kinds: NDArray[np.uint8],
+    sources: NDArray[np.int32],  # (E,) index into the heads
     offsets: NDArray[np.int64],
     times_ms: NDArray[np.int64],
     fragment_data: NDArray[np.uint8],
@@ -219,8 +226,8 @@ def _encode(
             at = _put_score(out, at, scores[e, j])
             out[at] = 125
             at += 1
-        kind = kinds[e]
-        at = _put(out, at, head_data[head_at[kind] : head_at[kind + 1]])
+        source = sources[e]
+        at = _put(out, at, head_data[head_at[source] : head_at[source + 1]])
         at = _put_int(out, at, offsets[e])
         at = _put(out, at, _STAMP)
         at = _put_int(out, at, times_ms[e])

@@ -1,6 +1,6 @@
 """The pipeline: rounds of compute, outputs sent at once, and the flush that makes everything durable, in that order.
 
-    round    take what is waiting -> per partition: compute (in its thread) -> send recommendations, dead letters
+    round    take what is waiting -> compute (in its thread) -> per partition: send recommendations, dead letters
     flush    outputs so far acknowledged -> changelog of every changed user acknowledged -> source events acknowledged
              -> Faust commits their offsets
 
@@ -39,7 +39,7 @@ from streams.transport import Membership, RecordBatch, take
 
 _T = TypeVar("_T")
 _EXPIRE_EVERY_SECONDS: Final = 60.0
-_MAX_WAITING: Final = 64  # record batches between the agents and the pipeline
+_MAX_WAITING: Final = 4  # fetches between the agents and the pipeline
 _HOP_EVENTS: Final = 1024  # computed at once, 15 ms: the loop sends their recommendations before it goes on
 _INLINE_EVENTS: Final = 32  # computed on the event loop, under 1 ms: two thread switches can take longer
 _MEMBERSHIP_POLL_SECONDS: Final = 0.05
@@ -121,7 +121,7 @@ class Pipeline(Service):  # type: ignore[misc]
         return await asyncio.get_running_loop().run_in_executor(self._thread, work, *args)
 
     async def put(self, event: Any) -> None:
-        """Take a Faust event that holds a `RecordBatch`; acknowledged once its effects are durable."""
+        """Take a Faust event that holds a fetch's batches; acknowledged once its effects are durable."""
         await self._waiting.put(event)
         self._arrived.set()
 
@@ -162,8 +162,8 @@ class Pipeline(Service):  # type: ignore[misc]
             events.append(self._waiting.get_nowait())
         groups: dict[int, list[RecordBatch]] = {}
         for event in events:
-            batch = take(event)
-            groups.setdefault(batch.partition, []).append(batch)
+            for batch in take(event):
+                groups.setdefault(batch.partition, []).append(batch)
         work: list[tuple[Partition, list[RecordBatch]]] = []
         size = 0
         for number, batches in groups.items():
@@ -183,7 +183,7 @@ class Pipeline(Service):  # type: ignore[misc]
 
     async def _produce(self, work: list[tuple[Partition, list[RecordBatch]]], size: int) -> None:
         produced = (
-            self._compute.rounds(work) if size <= _INLINE_EVENTS else await self.in_thread(self._compute.rounds, work)
+            self._compute.round(work) if size <= _INLINE_EVENTS else await self.in_thread(self._compute.round, work)
         )
         for (partition, _), made in zip(work, produced, strict=True):
             await self._output.taken(RECOMMENDATIONS, partition.number)

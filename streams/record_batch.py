@@ -42,7 +42,7 @@ def blobs(parts: Sequence[bytes]) -> Blobs:
 class EncodedBatch:
     """One finished record batch, in the shape aiokafka's `send_batch` expects of a builder."""
 
-    __slots__ = ("_buffer", "_count")
+    __slots__ = ("_buffer", "_count", "_sealed")
 
     def __init__(self, records: bytes | memoryview, count: int, timestamp_ms: int) -> None:
         header = _HEADER.pack(
@@ -51,9 +51,10 @@ class EncodedBatch:
         self._buffer = bytearray(header)
         self._buffer += records
         self._count = count
-        self._seal()
+        self._sealed = False  # not before the producer's state, which the checksum covers, is known
 
     def _seal(self) -> None:
+        self._sealed = True
         crc = calc_crc32c(memoryview(self._buffer)[_AFTER_CRC:])
         self._buffer[_CRC_OFFSET:_AFTER_CRC] = crc.to_bytes(4, "big")
 
@@ -61,9 +62,11 @@ class EncodedBatch:
         self._buffer[_PRODUCER_OFFSET : _PRODUCER_OFFSET + _PRODUCER.size] = _PRODUCER.pack(
             producer_id, producer_epoch, base_sequence
         )
-        self._seal()
+        self._sealed = False
 
     def _build(self) -> bytearray:
+        if not self._sealed:
+            self._seal()
         return self._buffer
 
     def size(self) -> int:
@@ -92,15 +95,16 @@ def encode_batches(
     """Frame N (key, value) records into batches of at most `max_bytes` (a single larger record goes alone).
 
     Args:
-        keys: N keys.
-        values: N values.
+        keys: N keys; the first may lie anywhere in the data.
+        values: N values, likewise.
         timestamp_ms: create time of all of them.
         tombstones: (N,) records whose value is null, none by default.
         max_bytes: size of a batch.
     """
     count = len(keys.offsets) - 1
     null = np.zeros(count, np.bool_) if tombstones is None else tombstones
-    out = np.empty(min(max_bytes, int(keys.offsets[-1] + values.offsets[-1]) + 32 * count) + 32, np.uint8)
+    size = int(keys.offsets[-1] - keys.offsets[0] + values.offsets[-1] - values.offsets[0])
+    out = np.empty(min(max_bytes, size + 32 * count) + 32, np.uint8)
     start = 0
     while start < count:
         largest = int(keys.offsets[start + 1] - keys.offsets[start] + values.offsets[start + 1] - values.offsets[start])

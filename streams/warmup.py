@@ -53,7 +53,8 @@ def warm_up() -> None:
             compute = Compute(recommender, Metrics(), 65_536)
             for topic in TOPICS[:2]:
                 offsets = list(range(len(values)))
-                compute.round(partition, [RecordBatch(topic, 0, offsets, offsets, [None] * 6, values, len(values))])
+                batch = RecordBatch(topic, 0, offsets, offsets, [None] * 6, values, len(values))
+                compute.round([(partition, [batch])])
             recommender.rehydrate(partition.store.arena, np.array([0], np.int32))
             if cell is not None:
                 staged = Staged(ServingModel.from_version(_version(cell)), items)

@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models.context import histories_before
-from models.history import distinct
+from models.history import Part, distinct
 from models.recommend import Recommender
 from models.serving import ServingModel, gap_feature
 from state.arena import Arena
@@ -75,7 +75,9 @@ class NeuralTest:
         if len(self._scratch) < arena.capacity:
             self._scratch = np.zeros(arena.capacity, np.int32)
         seconds = np.maximum(batch.times_ms // 1000, 0)
-        past, previous = histories_before(arena, slots, numbers, batch.kinds, seconds, self._scratch)
+        past, previous = histories_before(
+            [Part(arena, slots, slice(0, len(slots)))], numbers, batch.kinds, seconds, self._scratch
+        )
         gaps = np.where(past.lengths > 0, np.maximum(seconds - past.seconds[:, 0], 0), 0)
         users, user = distinct(slots, self._scratch)
         state = arena.hidden[users].astype(np.float32)  # (U, S), a copy

@@ -9,6 +9,7 @@ from models.history import (
     EXCLUDE_NONE,
     EXCLUDE_PURCHASED,
     EXCLUDE_SEEN,
+    Part,
     PopularList,
     append_events,
     distinct,
@@ -85,9 +86,10 @@ def test_histories_gaps_repeats_exclusions_and_popular_ranks_are_those_of_plain_
     got = []
     for start, stop in pairwise(bounds):
         slots, items, kinds, times = map(np.array, zip(*events[start:stop], strict=True))
+        part = Part(arena, slots.astype(np.int32), slice(0, len(slots)))
         done = append_events(
-            arena, slots.astype(np.int32), items.astype(np.int32), kinds.astype(np.uint8), times.astype(np.int64),
-            np.arange(start, stop), policy, popular,
+            [part], items.astype(np.int32), kinds.astype(np.uint8), times.astype(np.int64), np.arange(start, stop),
+            policy, popular,
         )  # fmt: skip
         exclusions = [set(row.tolist()) - {0} for row in done.excluded]
         got += zip(done.gaps.tolist(), done.repeats.tolist(), exclusions, done.popular_ranks.tolist(), strict=True)
@@ -114,7 +116,13 @@ def test_a_user_who_bought_one_item_often_is_not_counted_as_having_many():
     items = np.array([1, 1, 1, 3, 1], np.int32)
     zeros = np.zeros(5, np.int64)
     done = append_events(
-        arena, zeros.astype(np.int32), items, np.full(5, 2, np.uint8), zeros, zeros, EXCLUDE_PURCHASED, popular
+        [Part(arena, zeros.astype(np.int32), slice(0, 5))],
+        items,
+        np.full(5, 2, np.uint8),
+        zeros,
+        zeros,
+        EXCLUDE_PURCHASED,
+        popular,
     )
     assert done.popular_ranks.tolist() == [1, 0, 0, 2, 0]
 
@@ -164,7 +172,9 @@ def test_an_event_is_ranked_in_the_list_its_user_was_shown_before_it(events, see
         batch = events[start : start + 7]
         listed = np.array([i for i, (_, _, answered, _) in enumerate(batch) if answered], np.int64)
         slots, items = (np.array([event[field] for event in batch], np.int32) for field in (0, 1))
-        ranks, models = rank_in_last(arena, slots, items, lists[start + listed], listed, batch[0][3])
+        ranks, models = rank_in_last(
+            [Part(arena, slots, slice(0, len(slots)))], items, lists[start + listed], listed, batch[0][3]
+        )
         for i, (slot, item, answered, _) in enumerate(batch):
             before, model = shown.get(slot, ([0, 0, 0], 0))
             rank = before.index(item) + 1 if item in before else (-1 if before[0] == 0 else 0)

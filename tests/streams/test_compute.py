@@ -6,10 +6,10 @@ import pytest
 
 from models.recommend import Recommender
 from state.arena import Arena
-from state.events import CLICK, PURCHASE, TOPICS, VIEW, EventBatch
+from state.events import TOPICS
 from state.items import ItemIndex
 from state.store import UserStore
-from streams.compute import Compute, merge
+from streams.compute import Compute
 from streams.fetch import RecordBatch
 from streams.metrics import Metrics
 from streams.partition import Partition
@@ -29,7 +29,8 @@ class Rounds:
         self.partition = Partition(number, UserStore(Arena(self.recommender.state_size, 4), self.recommender.items))
 
     def __call__(self, *batches):
-        return self.compute.round(self.partition, list(batches))
+        (produced,) = self.compute.round([(self.partition, batches)])
+        return produced
 
     def sample(self, name, **labels):
         return self.metrics.registry.get_sample_value(f"recstream_{name}", labels)
@@ -197,36 +198,48 @@ def test_ranks_of_lists_an_earlier_version_made_are_counted_under_its_name(gru, 
     assert rounds.sample("rehydrations_total") == 1
 
 
-def part(kind, times, first_offset=0):
-    n = len(times)
-    return EventBatch(
-        [f"u{t}" for t in times], ["i"] * n, np.full(n, kind, np.uint8), np.array(times, np.int64),
-        np.arange(first_offset, first_offset + n), np.array(times, np.int64),
-    )  # fmt: skip
-
-
-def test_merging_follows_time_but_never_reorders_a_topic():
-    rng = np.random.default_rng(5)
-    for _ in range(50):
-        parts, next_offset = [], [0, 0, 0]
-        for kind in rng.integers(0, 3, rng.integers(1, 6)).tolist():
-            parts.append(part(kind, rng.integers(0, 50, rng.integers(0, 8)).tolist(), next_offset[kind]))
-            next_offset[kind] += len(parts[-1])
-        merged = merge(parts)
-        assert len(merged) == sum(map(len, parts))
-        for kind in range(3):
-            assert merged.offsets[merged.kinds == kind].tolist() == list(range(next_offset[kind]))
-        assert [f"u{time_ms}" for time_ms in merged.times_ms.tolist()] == merged.users
-        clock, latest = [], {}
-        for kind, time_ms in zip(merged.kinds.tolist(), merged.times_ms.tolist(), strict=True):
-            latest[kind] = max(time_ms, latest.get(kind, 0))
-            clock.append(latest[kind])
-        assert clock == sorted(clock)
-
-
-def test_ties_between_topics_keep_the_order_of_arrival():
-    merged = merge([part(PURCHASE, [5, 6]), part(CLICK, [5, 6]), part(VIEW, [4])])
-    topics = [TOPICS[kind] for kind in merged.kinds.tolist()]
-    assert list(zip(topics, merged.times_ms.tolist(), strict=True)) == [
-        ("views", 4), ("purchases", 5), ("clicks", 5), ("purchases", 6), ("clicks", 6),
-    ]  # fmt: skip
+def test_a_round_of_several_partitions_does_what_rounds_of_each_do(gru, record_batch, messages):
+    """Bad records, redelivered ones, partitions with nothing new, users of the same name: each stays where it was."""
+    rng = np.random.default_rng(7)
+    together, apart = Rounds(gru, exclude="none"), Rounds(gru, exclude="none")
+    parts = [
+        together.partition,
+        *(Partition(n, UserStore(Arena(gru.state_size, 4), together.recommender.items)) for n in (0, 9)),
+    ]
+    others = [
+        apart.partition,
+        *(Partition(n, UserStore(Arena(gru.state_size, 4), apart.recommender.items)) for n in (0, 9)),
+    ]
+    offsets = [[0] * 3 for _ in parts]
+    for size in (1, 40, 7, 40, 3):
+        waiting = []
+        for place, kinds in enumerate(((0, 1), (2,), (1, 2))):
+            batches = []
+            for kind in kinds:
+                start = max(0, offsets[place][kind] - 2)  # two are delivered again
+                stop = offsets[place][kind] = start + size
+                rows = [
+                    (f"u{rng.integers(9)}", f"i{rng.integers(20)}", n, T0 + 3 * n + kind) for n in range(start, stop)
+                ]
+                batch = record_batch(TOPICS[kind], rows)
+                batch.values[size // 2] = b"oops" if size == 7 else batch.values[size // 2]
+                batches.append(batch)
+            waiting.append(batches)
+        made = together.compute.round(list(zip(parts, waiting, strict=True)))
+        each = [apart.compute.round([(part, batches)])[0] for part, batches in zip(others, waiting, strict=True)]
+        for one, other in zip(made, each, strict=True):
+            assert [(letter.value, letter.headers) for letter in one.dead_letters] == [
+                (letter.value, letter.headers) for letter in other.dead_letters
+            ]
+            mine, theirs = messages(one), messages(other)
+            assert [(key, value["event"]) for key, value in mine] == [(key, value["event"]) for key, value in theirs]
+            for (_, a), (_, b) in zip(mine, theirs, strict=True):
+                assert [entry["score"] for entry in a["items"]] == pytest.approx(
+                    [entry["score"] for entry in b["items"]], abs=2e-4
+                )
+    for part, other in zip(parts, others, strict=True):
+        users = part.store.arena.users
+        assert users == other.store.arena.users
+        slots = np.arange(len(users), dtype=np.int32)
+        rows, expected = (one.store.arena.to_rows(slots, one.store.index) for one in (part, other))
+        assert rows.tobytes() == expected.tobytes()

@@ -10,12 +10,15 @@ from state.events import TOPICS
 from state.items import ItemIndex
 from streams.encode import ItemFragments, Message, encode_recommendations, encode_users
 
-MESSAGE = Message("v0007-00c0ffee", 5, 1_700_000_000_999)
+MESSAGE = Message("v0007-00c0ffee", 1_700_000_000_999)
+PARTITION = 5
 ids = st.text(min_size=1, max_size=64)
 scores = st.floats(width=32, allow_nan=False, allow_infinity=False)
 
 
-def encode(users, lists, kinds, offsets, times, message=MESSAGE, fragments=None, index=None, k=None):
+def encode(
+    users, lists, kinds, offsets, times, message=MESSAGE, partition=PARTITION, fragments=None, index=None, k=None
+):
     """JSON values of `lists` of (item id, score), through the real pieces."""
     index = ItemIndex() if index is None else index
     fragments = ItemFragments(index) if fragments is None else fragments
@@ -26,8 +29,8 @@ def encode(users, lists, kinds, offsets, times, message=MESSAGE, fragments=None,
             items[row, column], values[row, column] = index.number(item), score
     as_json, keys = encode_users(users)
     blobs = encode_recommendations(
-        as_json, items, values, np.array(kinds, np.uint8), np.array(offsets, np.int64), np.array(times, np.int64),
-        fragments.cover(items), message,
+        as_json, items, values, np.array(kinds, np.uint8), np.full(len(users), partition, np.int32),
+        np.array(offsets, np.int64), np.array(times, np.int64), fragments.cover(items), message,
     )  # fmt: skip
     return split(blobs), split(keys)
 
@@ -96,8 +99,8 @@ def test_the_longest_everything_fits_the_buffer():
     """Ids of 256 control characters (6 bytes each in JSON), the longest numbers, the longest lists."""
     user = "\x01" * 256
     entries = [("\x02" * 250 + f"{n:06d}", -3.4e38) for n in range(200)]
-    message = Message('v"' * 40, 9_999, 2**63 - 1)
-    values, keys = encode([user] * 3, [entries] * 3, [2] * 3, [2**63 - 1] * 3, [2**63 - 1] * 3, message)
+    message = Message('v"' * 40, 2**63 - 1)
+    values, keys = encode([user] * 3, [entries] * 3, [2] * 3, [2**63 - 1] * 3, [2**63 - 1] * 3, message, 9_999)
     assert keys == [user.encode()] * 3
     for value in values:
         read = orjson.loads(value)
@@ -129,7 +132,7 @@ def test_model_version_and_partition_are_those_of_the_message_not_of_an_earlier_
     seen = set()
     for version in ("popularity", "v0001-00000001"):
         for partition in (0, 7):
-            (value,), _ = encode(["u"], [[]], [0], [0], [0], Message(version, partition, 5))
+            (value,), _ = encode(["u"], [[]], [0], [0], [0], Message(version, 5), partition)
             read = orjson.loads(value)
             seen.add((read["model_version"], read["event"]["partition"]))
     assert len(seen) == 4

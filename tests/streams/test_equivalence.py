@@ -69,7 +69,7 @@ class Worker:
                 if mine:
                     batches.append(self.record_batch(topic, mine))
         if batches:
-            self.process.compute.round(self.process.partition, batches)
+            self.process.compute.round([(self.process.partition, batches)])
 
     def flush(self, commit, keep=1.0):
         """Write the changed users to the changelog, or only a share of them; commit after the whole of it."""
@@ -190,7 +190,7 @@ def test_each_topic_may_be_redelivered_from_a_place_of_its_own(models, record_ba
             record_batch(topic, [(u, i, offset, t) for u, i, k, offset, t in again[start:stop] if k == kind])
             for kind, topic in enumerate(TOPICS)
         ]
-        worker.process.compute.round(worker.process.partition, batches)
+        worker.process.compute.round([(worker.process.partition, batches)])
     assert states(worker.process.partition) == one_pass(events, models[name])
 
 
@@ -205,8 +205,7 @@ def test_a_users_state_does_not_depend_on_the_other_users(models, record_batch, 
     log = Worker(events, models["gru"], record_batch, read_records).events
     for user in together:
         process = Process(models["gru"], [])
-        process.compute.round(
-            process.partition, [record_batch("views", [(u, i, offset, t) for u, i, _, offset, t in log if u == user])]
-        )
+        mine = [(u, i, offset, t) for u, i, _, offset, t in log if u == user]
+        process.compute.round([(process.partition, [record_batch("views", mine)])])
         separate |= states(process.partition)
     assert separate == together

@@ -51,7 +51,7 @@ class Watched:
         self.offset += 1
         before = len(self.pipeline._compute._noted)
         self.pipeline._compute.round(
-            self.partition, [record_batch("clicks", [("ann", "i1", self.offset, T0 + self.offset)])]
+            [(self.partition, [record_batch("clicks", [("ann", "i1", self.offset, T0 + self.offset)])])]
         )
         (note,) = self.pipeline._compute._noted[before:]
         assert len(note.advanced.items) == 1

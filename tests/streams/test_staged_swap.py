@@ -43,7 +43,7 @@ class Running:
             for user in range(users):
                 self._offset += 1
                 rows.append((f"u{user}", f"i{self._offset % 7}", self._offset, T0 + 1000 * self._offset))
-        self.pipeline._compute.round(self.pipeline.partitions[0], [self._batch("clicks", rows, 0)])
+        self.pipeline._compute.round([(self.pipeline.partitions[0], [self._batch("clicks", rows, 0)])])
 
     async def rounds(self, seconds: float, pause: float) -> None:
         """What the pipeline does: rounds of `seconds` under its lock."""

@@ -212,7 +212,7 @@ class Harness:
 
     async def deliver(self, tp: TP = CLICKS, count: int = 10, gap: int = 0) -> Any:
         """As the drain loop does with a fetched batch."""
-        message = self.consumer._to_message(tp, self.batch(tp, count, gap))
+        message = self.consumer._to_message(tp, (self.batch(tp, count, gap),))
         await self.consumer.callback(message)
         return message
 
@@ -252,7 +252,7 @@ async def test_a_batch_is_one_event(harness: Harness) -> None:
     event = await harness.event()
     assert event.message is message
     assert (message.offset, message.timestamp, message.tp) == (0, 1_700_000_000.0, CLICKS)
-    batch = take(event)
+    (batch,) = take(event)
     assert (batch.offsets, batch.next_offset) == ([0, 1, 2], 5)
     assert event.value is None and message.value is None  # nothing holds the records any more
     event.ack()
@@ -315,7 +315,7 @@ async def test_stock_bug_fresh_group_with_the_first_in_flight(harness: Harness) 
 
 async def test_transaction_markers_alone_advance_the_offset_without_an_event(harness: Harness) -> None:
     empty = RecordBatch("clicks", 0, [], [], [], [], 41)
-    message = harness.consumer._to_message(CLICKS, empty)
+    message = harness.consumer._to_message(CLICKS, (empty,))
     assert message.offset == 40
     await harness.consumer.callback(message)
     assert harness.committable() == 41
@@ -323,7 +323,7 @@ async def test_transaction_markers_alone_advance_the_offset_without_an_event(har
 
 
 async def test_a_batch_of_an_older_generation_is_not_delivered(harness: Harness) -> None:
-    message = harness.consumer._to_message(CLICKS, harness.batch())
+    message = harness.consumer._to_message(CLICKS, (harness.batch(),))
     harness.app.consumer_generation_id = GENERATION + 1
     await harness.consumer.callback(message)
     assert (message.refcount, harness.consumer.tracker.in_flight(CLICKS)) == (0, 0)

@@ -47,7 +47,7 @@ for fused in (False, True):
         for latest in (False, True):
             items = ItemIndex()
             recommender = Recommender(items, 7, exclude, latest, fusion=Fusion() if fused else None)
-            partition = Partition(1, UserStore(Arena(recommender.state_size, 7), items))
+            partition, other = (Partition(n, UserStore(Arena(recommender.state_size, 7), items)) for n in (1, 2))
             compute = Compute(recommender, Metrics(), 65_536)
             offset = 0
             for swap in (False, True):
@@ -60,7 +60,7 @@ for fused in (False, True):
                         offsets = list(range(offset, offset + n + 1))
                         offset += n
                         batch = RecordBatch(topic, 1, offsets, offsets, [None] * (n + 1), values, offset)
-                        compute.round(partition, [batch, batch])
+                        compute.round([(partition, [batch, batch]), (other, [batch])])
                 if not swap:
                     recommender.block("i3")
                     recommender.swap(ServingModel.from_version(_version("gru")))

@@ -53,8 +53,9 @@ def main(
                 waiting.task_done()
 
     def finish(event: faust.Event) -> None:
-        batch = take(event)
-        log.write(f"{batch.topic} {batch.partition} {','.join(map(str, batch.offsets))}\n")
+        for batch in take(event):
+            if batch.offsets:
+                log.write(f"{batch.topic} {batch.partition} {','.join(map(str, batch.offsets))}\n")
         event.ack()
 
     async def before_revoke(_revoked: set[TP]) -> None:
