@@ -52,10 +52,10 @@ endif
 	@printf '%s' '$(TORCH)' > .venv/torch
 	@touch $@
 
-# Not in .venv: Debian's packages, as root. Tests of deploy/ skip with a reason what they need and do not find (kubectl or
-# kustomize come from elsewhere).
-tools:  ## promtool and Prometheus for the tests of alerts and dashboards (Debian, Ubuntu; as root)
-	apt-get update -q && apt-get install -y -q --no-install-recommends prometheus
+# Not in .venv: Debian's packages, as root. Tests skip with a reason what they need and do not find (kubectl or kustomize
+# come from elsewhere).
+tools:  ## Prometheus and Chromium for the tests of alerts, dashboards and the live page (Debian; as root)
+	apt-get update -q && apt-get install -y -q --no-install-recommends prometheus chromium
 
 demo: install  ## broker, worker, model and live recommendations on MovieLens-100K (ARGS="--events 20000 --json")
 	@$(BIN)/recstream demo $(ARGS)

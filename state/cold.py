@@ -134,6 +134,11 @@ class ColdPartition:
         self._remove([key for key, record in zip(keys, records, strict=True) if record is not None])
         return records
 
+    def read(self, user: str) -> bytes | None:
+        """A user's record, which stays where it is; None for a user it does not hold."""
+        record: bytes | None = self._family.get(_key(user)) if self._count else None
+        return record
+
     def delete(self, users: Sequence[str]) -> list[str]:
         """Remove distinct users; returns those it held."""
         return [user for user, record in zip(users, self.take_many(users), strict=True) if record is not None]

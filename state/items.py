@@ -93,6 +93,17 @@ class ItemIndex:
             self._lookup(flat[start : start + _CHUNK], numbers[start : start + _CHUNK])
         return numbers.reshape(np.shape(hashes))
 
+    def ids_of(self, hashes: NDArray[np.uint64]) -> list[str | None]:
+        """Ids of a few item hashes (N,), None for those whose id no one has named; reads only, about 1 us each."""
+        mask, known = self._table.size - 1, self._hash_buffer
+        ids = []
+        for wanted in hashes.tolist():
+            cell = wanted & mask
+            while (number := int(self._table[cell])) and int(known[number]) != wanted:
+                cell = (cell + 1) & mask
+            ids.append(self.ids[number])
+        return ids
+
     def learn(self, ids: Sequence[str | None], hashes: NDArray[np.uint64]) -> NDArray[np.int32]:
         """Numbers (N,) of items given as pairs of id (None: unknown) and hash, as a snapshot stores them."""
         numbers = self.numbers_of(hashes)

@@ -78,6 +78,10 @@ class UserStore:
         self._touch(slots)
         return slots
 
+    def cold_record(self, user: str) -> bytes | None:
+        """The record of a cold user, who stays cold; None for everybody else."""
+        return None if self._cold is None else self._cold.read(user)
+
     def load_rows(self, users: Sequence[str], rows: NDArray[np.void]) -> None:
         """Put decoded records of distinct users into the store, replacing what it holds of them (restore)."""
         if self._cold is not None:

@@ -18,9 +18,13 @@ from streams.kafka import faust_options
 from streams.lag import LagWatch
 from streams.metrics import Metrics
 from streams.model_watch import ModelWatch
+from streams.overview import Overview
+from streams.page import Page
 from streams.pipeline import Pipeline
 from streams.settings import Settings
+from streams.titles import Titles
 from streams.transport import batch_topic, install
+from streams.user_lookup import UserLookup
 
 _HOUR_MS: Final = 3_600_000.0
 # aiokafka leaves the group, and does not join again, while nothing was polled for so long. Here polling rests during
@@ -119,12 +123,19 @@ def create_app(settings: Settings, index: int = 0, changelog_id: str = "", share
             restored.changelog_seconds,
         )  # fmt: skip
 
+    titles = Titles() if settings.page else None
+    overview = Overview(metrics, pipeline, 2 * settings.commit_interval_seconds)
+    routes = []
+    if titles is not None:
+        users = UserLookup(pipeline, titles, overview.version_of)
+        routes = Page(settings, pipeline, overview, users, index).routes()
     app.services = [
         pipeline,
         *([TransitionExchange(settings, pipeline, fusion, index)] if shared and fusion is not None else []),
         ModelWatch(settings, pipeline, metrics),
-        Catalogue(settings, pipeline),
+        Catalogue(settings, pipeline, titles),
         LagWatch(app, metrics),
-        HttpServer(settings.http_host, settings.http_port + index, metrics, pipeline),
+        *([overview] if settings.page else []),
+        HttpServer(settings.http_host, settings.http_port + index, metrics, pipeline, routes),
     ]
     return WorkerApp(app, pipeline, metrics)

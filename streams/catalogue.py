@@ -1,4 +1,7 @@
-"""The catalogue: every worker reads the whole compacted `items` topic and keeps blocked items out of its lists."""
+"""The catalogue: every worker reads the whole compacted `items` topic.
+
+It keeps blocked items out of the lists and remembers titles for the page.
+"""
 
 import logging
 from typing import Any
@@ -10,17 +13,24 @@ from mode import Service
 from streams.kafka import client_options
 from streams.pipeline import Pipeline
 from streams.settings import Settings
+from streams.titles import Titles
 from streams.topics import ITEMS
 
 log = logging.getLogger(__name__)
 
 
 class Catalogue(Service):  # type: ignore[misc]
-    """Reads `items` from the beginning, outside the consumer group, and follows it."""
+    """Reads `items` from the beginning, outside the consumer group, and follows it.
 
-    def __init__(self, settings: Settings, pipeline: Pipeline, **kwargs: Any) -> None:
+    Args:
+        settings: all settings.
+        pipeline: whose recommender is told what is blocked.
+        titles: learns the items' titles; None where nobody shows them.
+    """
+
+    def __init__(self, settings: Settings, pipeline: Pipeline, titles: Titles | None = None, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self._settings, self._pipeline = settings, pipeline
+        self._settings, self._pipeline, self._titles = settings, pipeline, titles
         self._blocked: set[str] = set()
 
     @Service.task  # type: ignore[untyped-decorator]
@@ -54,7 +64,11 @@ class Catalogue(Service):  # type: ignore[misc]
         except (orjson.JSONDecodeError, UnicodeDecodeError, AttributeError) as error:
             log.warning("Ignored an unreadable catalogue entry with key %r: %s", key, error)
             return
-        if not isinstance(item_id, str) or not item_id or blocked == (item_id in self._blocked):
+        if not isinstance(item_id, str) or not item_id:
+            return
+        if self._titles is not None:
+            self._titles.learn(item_id, entry.get("title"))
+        if blocked == (item_id in self._blocked):
             return
         (self._blocked.add if blocked else self._blocked.discard)(item_id)
         await self._pipeline.between_rounds(self._pipeline.recommender.block, item_id, blocked)

@@ -114,6 +114,8 @@ def run_demo(settings: Settings, events: int | None, speed: float | None, json: 
         ]
         for process in processes:
             _wait_ready(settings, process)
+        if settings.page:
+            console.print(f"live page at http://{settings.http_host}:{settings.http_port}/")
         history, live = _part(source.events, 0, cut), _part(source.events, cut, cut + count)
         summary = asyncio.run(_stream(settings, processes, history, live, speed, source.titles))
     console.print(

@@ -1,7 +1,7 @@
 """The HTTP endpoints that workers and trainers share: `/metrics`, `/health/live`, `/health/ready`."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 
 from aiohttp import web
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
@@ -21,10 +21,18 @@ class Endpoints:
         live: answers `/health/live`.
         ready: answers `/health/ready`.
         fix: what to do when the port is taken.
+        more: other routes.
     """
 
     def __init__(
-        self, host: str, port: int, registry: CollectorRegistry, live: Handler, ready: Handler, fix: str
+        self,
+        host: str,
+        port: int,
+        registry: CollectorRegistry,
+        live: Handler,
+        ready: Handler,
+        fix: str,
+        more: Sequence[web.RouteDef] = (),
     ) -> None:
         self._host, self._port, self._registry, self._fix = host, port, registry, fix
         app = web.Application()
@@ -33,6 +41,7 @@ class Endpoints:
                 web.get("/metrics", self._show_metrics),
                 web.get("/health/live", live),
                 web.get("/health/ready", ready),
+                *more,
             ]
         )
         self._runner = web.AppRunner(app, access_log=None)

@@ -1,6 +1,7 @@
-"""The worker's HTTP endpoints: `/metrics`, `/health/live`, `/health/ready`."""
+"""The worker's HTTP endpoints: `/metrics`, `/health/live`, `/health/ready`, and those of its page."""
 
 import time
+from collections.abc import Sequence
 from typing import Any, Final
 
 from aiohttp import web
@@ -21,13 +22,22 @@ class HttpServer(Service):  # type: ignore[misc]
         port: TCP port.
         metrics: what `/metrics` shows.
         pipeline: whose health is told.
+        more: other routes.
     """
 
-    def __init__(self, host: str, port: int, metrics: Metrics, pipeline: Pipeline, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        host: str,
+        port: int,
+        metrics: Metrics,
+        pipeline: Pipeline,
+        more: Sequence[web.RouteDef] = (),
+        **kwargs: Any,
+    ) -> None:
         super().__init__(**kwargs)
         self._pipeline = pipeline
         fix = "set RECSTREAM_HTTP_PORT (or --http-port) to a free port; worker i uses port + i"
-        self._endpoints = Endpoints(host, port, metrics.registry, self._live, self._ready, fix)
+        self._endpoints = Endpoints(host, port, metrics.registry, self._live, self._ready, fix, more)
 
     async def on_start(self) -> None:
         """Listen.

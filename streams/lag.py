@@ -27,6 +27,7 @@ class LagWatch(Service):  # type: ignore[misc]
     def _look(self) -> None:
         consumer = self._app.consumer
         seen = set()
+        behind = 0
         for tp in consumer.assignment():
             newest, position = consumer.highwater(tp), consumer._read_offset.get(tp)
             if tp.topic not in TOPICS or newest is None:
@@ -36,6 +37,8 @@ class LagWatch(Service):  # type: ignore[misc]
             committed = consumer._committed_offset.get(tp)
             at = max((offset for offset in (position, committed) if offset is not None), default=0)
             self._metrics.lag.labels(*labels).set(max(0, newest - at))
+            behind += max(0, newest - at)
         for labels in self._known - seen:
             self._metrics.lag.remove(*labels)
         self._known = seen
+        self._metrics.behind = behind

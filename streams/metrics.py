@@ -45,6 +45,12 @@ class BatchHistogram(Collector):
             return 0.0
         return float(self._bounds[int(np.searchsorted(np.cumsum(self._counts), share * total))])
 
+    @property
+    def counts(self) -> NDArray[np.int64]:
+        """Values counted in each bucket so far, a copy: (buckets,), the last one is beyond all bounds."""
+        with self._lock:
+            return self._counts.copy()
+
     def collect(self) -> Iterable[Metric]:
         """The histogram for Prometheus."""
         with self._lock:
@@ -139,8 +145,9 @@ class Metrics:
         self.restore_bad = Counter("recstream_restore_bad_records", "Unreadable state records skipped", registry=r)
         self.lag = Gauge("recstream_consumer_lag", "Events not yet read", ["topic", "partition"], registry=r)
         self.ready = Gauge("recstream_ready", "1 while state is restored and events are processed", registry=r)
+        self.behind: int | None = None  # all of `lag` together, None until it was looked at
         self.live: dict[str, LiveQuality] = {}
-        self._popularity = LiveQuality()
+        self.live_popularity = LiveQuality()
 
     def observe_ranks(
         self, names: dict[int, str], ranks: NDArray[np.int32], models: NDArray[np.uint32], popular: NDArray[np.int32]
@@ -165,6 +172,6 @@ class Metrics:
             quality.observe(of_model)
             self.hit_rate.labels(name).set(quality.hit_rate)
             self.mrr.labels(name).set(quality.reciprocal_rank)
-        self._popularity.observe(popular[tested])
+        self.live_popularity.observe(popular[tested])
         self.popularity_hits.inc(int((popular[tested] > 0).sum()))
-        self.popularity_hit_rate.set(self._popularity.hit_rate)
+        self.popularity_hit_rate.set(self.live_popularity.hit_rate)

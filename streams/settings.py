@@ -28,6 +28,13 @@ class Settings(BaseSettings):
     cache_dir: Path = Field(Path("data/cache"), description="downloaded data sets")
     http_host: str = Field("127.0.0.1", description="address of metrics, health and the page")
     http_port: int = Field(6066, ge=0, le=65535, description="port of the first worker; worker i uses port + i")
+    page: bool = Field(True, description="serve the live page and its API beside metrics and health")
+    page_users: Literal["auto", "on", "off"] = Field(
+        "auto", description="look up users on the page; auto: only while http_host is a loopback address"
+    )
+    page_hosts: str = Field(
+        "", description="names under which browsers reach the page, comma separated, besides localhost and addresses"
+    )
     app_id: str = Field("recstream", min_length=1, pattern=r"^[A-Za-z0-9._-]+$", description="consumer group")
 
     partitions: int = Field(8, ge=1, le=10_000, description="partitions of every input, output and changelog topic")

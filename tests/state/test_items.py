@@ -70,3 +70,16 @@ def test_learn_names_what_was_known_by_hash_only() -> None:
     assert [target.ids[number] for number in numbers.tolist()] == [None, "a", "b", None]
     assert target.get("a") == numbers[1]
     assert target.hashes[numbers[unnamed[0]]] == 77
+
+
+@given(st.lists(st.text(max_size=4), max_size=60), st.lists(st.text(max_size=4), max_size=20))
+def test_ids_of_hashes_are_read_without_numbering_them(named: list[str], asked: list[str]) -> None:
+    index = ItemIndex()
+    by_hash_alone = ["hash-1", "hash-2"]
+    index.numbers_of(np.array([item_hash(item) for item in by_hash_alone], np.uint64))
+    index.numbers(named)
+    wanted = [*asked, *by_hash_alone, *named]
+    known = len(index)
+    found = index.ids_of(np.array([0, *(item_hash(item) for item in wanted)], np.uint64))
+    assert found == [None, *(item if item in named else None for item in wanted)]
+    assert len(index) == known
