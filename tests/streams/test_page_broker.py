@@ -1,5 +1,6 @@
 """The page of a real worker on a real broker: as an HTTP client and as headless Chromium see it."""
 
+import asyncio
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -13,7 +14,7 @@ from streams.topics import ITEMS, RECOMMENDATIONS
 from tests.streams.chromium import NEEDS_CHROMIUM, open_tab
 from tests.streams.event_log import Record, event, event_log, partition_of
 from tests.streams.worker_cluster import Cluster, open_cluster, publish_model
-from tests.streams.worker_process import Worker
+from tests.streams.worker_process import Worker, wait_for
 
 pytestmark = [pytest.mark.broker]
 HOSTILE = "<img src=x onerror=\"document.title='hacked'\">"
@@ -49,7 +50,8 @@ def served(embedded_broker: str, tmp_path_factory: pytest.TempPathFactory) -> It
             events.append(event(topic, HOSTILE, item, now_ms + 1_000 * n))
             cluster.produce(events)  # one by one: topics are not ordered among each other
             events = []
-            cluster.wait_committed()
+            wait_for(lambda: worker.applied() == len(cluster.produced), 60, cluster.output)
+        cluster.wait_committed()
         yield cluster, worker
 
 
@@ -102,7 +104,7 @@ async def test_the_page_in_a_browser(served: tuple[Cluster, Worker], tmp_path: P
         await tab.until("/[0-9] m?s$/.test(document.querySelector('#p50').textContent)")
         await tab.until("document.querySelectorAll('#chart-hits .drawn').length >= 2")  # the model and popularity
         assert (await tab.text("#held"), await tab.text("#numbers")) == ("6 of 6", "0\u20135")
-        load.finish()
+        await asyncio.to_thread(load.finish)
         for chart in ("hits", "rate", "latency", "lag"):
             assert await tab.value(f"document.querySelectorAll('#chart-{chart} .drawn').length"), chart
             assert ":" in await tab.value(f"document.querySelector('#chart-{chart} svg').getAttribute('aria-label')")
@@ -112,14 +114,15 @@ async def test_the_page_in_a_browser(served: tuple[Cluster, Worker], tmp_path: P
         await tab.until("!document.querySelector('#user').hidden")
         assert await tab.text("#name") == HOSTILE
         assert await tab.texts("#history td:last-child") == ["Title 5 i5", f"{HOSTILE} {HOSTILE}", "Title 3 i3"]
-        items, version = last_list(cluster, HOSTILE)
+        items, version = await asyncio.to_thread(last_list, cluster, HOSTILE)
         titles = [f"Title {item[1:]} {item}" if item != HOSTILE else f"{HOSTILE} {HOSTILE}" for item in items]
         assert await tab.texts("#recommended li") == titles
         assert version in await tab.text("#made-by")
         assert await tab.value("document.images.length") == 0
         assert await tab.value("document.title") == "recstream worker"
 
-        cluster.produce([event("clicks", HOSTILE, "i7", int(time.time() * 1000) + 9_000)])  # shown without asking again
+        one_more = event("clicks", HOSTILE, "i7", int(time.time() * 1000) + 9_000)
+        await asyncio.to_thread(cluster.produce, [one_more])  # shown without asking again
         await tab.until("document.querySelector('#history td:last-child').innerText === 'Title 7 i7'")
 
         for width, height in ((1280, 800), (390, 844)):
