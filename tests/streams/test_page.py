@@ -98,7 +98,7 @@ def feed(record_batch):
                 if partition_of(user, 4) == number
             ]
             if rows and number in site.pipeline.partitions:
-                compute.round(site.pipeline.partitions[number], [record_batch(topic, rows, number)])
+                compute.round([(site.pipeline.partitions[number], [record_batch(topic, rows, number)])])
         compute.publish()
 
     return apply
@@ -175,7 +175,7 @@ async def test_a_user_whom_another_partitioner_sent_here_is_found(open_site, rec
         site.hold(0, 1, 2, 3)
         elsewhere = (partition_of("ann", 4) + 1) % 4
         compute = Compute(site.pipeline.recommender, site.metrics, 65_536)
-        compute.round(site.pipeline.partitions[elsewhere], [record_batch("clicks", [("ann", "i1", 0, 10**12)])])
+        compute.round([(site.pipeline.partitions[elsewhere], [record_batch("clicks", [("ann", "i1", 0, 10**12)])])])
         status, ann = await site.user("ann")
         assert (status, ann["partition"]) == (200, elsewhere)
 
