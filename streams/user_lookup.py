@@ -18,11 +18,6 @@ class Busy(Exception):
     """The worker restores state, or too many lookups wait; nothing was read."""
 
 
-def state_id(user_id: str) -> str:
-    """The id by which a worker's state knows the user whom producers call `user_id`."""
-    return user_id
-
-
 class UserLookup:
     """Reads users between two rounds of the pipeline, in its compute thread.
 
@@ -39,6 +34,10 @@ class UserLookup:
     def partition_of(self, user_id: str) -> int:
         """The partition number that Kafka's default partitioner gives the user's events."""
         return partition_of(user_id, self._pipeline.settings.partitions)
+
+    def state_id(self, user_id: str) -> str:
+        """The id under which this worker's state keeps the user whom producers call `user_id`."""
+        return user_id
 
     async def find(self, user_id: str) -> dict[str, Any] | None:
         """The user as a JSON object, None when no partition held here knows them.
@@ -61,7 +60,7 @@ class UserLookup:
 
     def _read(self, user_id: str) -> tuple[int, Profile] | None:
         """In the compute thread: the user, wherever a producer's partitioner put them."""
-        known_as, usual = state_id(user_id), self.partition_of(user_id)
+        known_as, usual = self.state_id(user_id), self.partition_of(user_id)
         partitions = self._pipeline.partitions
         for number in sorted(partitions, key=lambda number: number != usual):
             profile = read_profile(partitions[number].store, known_as)

@@ -42,7 +42,7 @@ def served(embedded_broker: str, tmp_path_factory: pytest.TempPathFactory) -> It
         titles = [(f"i{n}", f"Title {n}") for n in range(1, 60)]
         cluster.load(catalogue([*titles, (HOSTILE, HOSTILE)])).finish()
         cluster.produced.clear()  # `wait_committed` is about events
-        worker.wait_ready()
+        worker.wait_ready(150)  # the first of a session may compile kernels
         now_ms = int(time.time() * 1000)
         events = event_log(3_000, users=100, items=60, seed=5)
         mine = [("i3", "views"), (HOSTILE, "clicks"), ("i5", "purchases")]
