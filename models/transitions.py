@@ -19,7 +19,7 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from models.popularity import grown, jit
+from models.kernels import grown, inlined, jit
 
 HOT: Final = 32  # slots read per row when recommending: 64 or 128 gained under 0.002 hit rate at twice the time
 REACH: Final = 6  # distances learnt forwards: 10 ranked no better on any data set tried
@@ -29,15 +29,12 @@ _HAND: Final = 8  # cold slots compared when one must go
 _BLOCK: Final = 16  # slots compared at once when looking for an item
 _RICH: Final = np.float32(300.0)  # total from which far distances are sampled: 100 lost 1.5% of the hits, 300 none
 _ROW_LIMIT: Final = np.float32(1_000.0)  # 400 to 2,000 do equally well, 100 forgets too fast
-_RECENT_DECAY: Final = np.float32(0.97)  # per event of the row: the last thirty or so successors
-_RECENT_MAX: Final = np.float32(1e15)
 _PAIR_LIMIT: Final = np.float32(64.0)
 _BACK_STRENGTH: Final = np.float32(0.5)
 
-# columns of `counts`
-NEXT, SKIP, BACK, RECENT = 0, 1, 2, 3
-# columns of `totals`
-ALL_NEXT, ALL_SKIP, ALL_BACK, ALL_RECENT, SCALE = 0, 1, 2, 3, 4
+# columns of `counts` and, as sums of all that was ever added, of `totals`
+NEXT, SKIP, BACK = 0, 1, 2
+ALL_NEXT, ALL_SKIP, ALL_BACK = 0, 1, 2
 
 
 class TransitionArrays(NamedTuple):
@@ -45,8 +42,8 @@ class TransitionArrays(NamedTuple):
 
     items: NDArray[np.int32]  # (C, W) successors
     strength: NDArray[np.float32]  # (C, W) skip + back / 2: decides who is hot and who goes
-    counts: NDArray[np.float32]  # (C, W, 4) next, skip, back, recent (in units of the row's scale)
-    totals: NDArray[np.float32]  # (C, 5) sums of the counts ever added, scale of one recent event
+    counts: NDArray[np.float32]  # (C, W, 3) next, skip, back
+    totals: NDArray[np.float32]  # (C, 3) sums of the counts ever added
     used: NDArray[np.int32]  # (C,) slots in use
     hand: NDArray[np.int32]  # (C,) where the next victim is looked for
     pair_tag: NDArray[np.uint32]  # (P,) which pair holds the place
@@ -58,7 +55,7 @@ class TransitionArrays(NamedTuple):
     logged: NDArray[np.int64]  # (2,) entries in the log, entries dropped because it was full
 
 
-@jit  # type: ignore[untyped-decorator]
+@inlined  # type: ignore[untyped-decorator]
 def find(items: NDArray[np.int32], row: int, used: int, item: np.int32) -> int:
     """The slot that holds the item, or -1. The row's width is a multiple of the block and unused slots hold 0."""
     for base in range(0, used, _BLOCK):
@@ -72,17 +69,17 @@ def find(items: NDArray[np.int32], row: int, used: int, item: np.int32) -> int:
     return -1
 
 
-@jit  # type: ignore[untyped-decorator]
+@inlined  # type: ignore[untyped-decorator]
 def _swap(
     items: NDArray[np.int32], strength: NDArray[np.float32], counts: NDArray[np.float32], row: int, a: int, b: int
 ) -> None:
     items[row, a], items[row, b] = items[row, b], items[row, a]
     strength[row, a], strength[row, b] = strength[row, b], strength[row, a]
-    for c in range(4):
+    for c in range(3):
         counts[row, a, c], counts[row, b, c] = counts[row, b, c], counts[row, a, c]
 
 
-@jit  # type: ignore[untyped-decorator]
+@inlined  # type: ignore[untyped-decorator]
 def _slot(
     items: NDArray[np.int32],
     strength: NDArray[np.float32],
@@ -111,12 +108,12 @@ def _slot(
                 slot = s
     items[row, slot] = item
     strength[row, slot] = 0
-    for c in range(4):
+    for c in range(3):
         counts[row, slot, c] = 0
     return slot
 
 
-@jit  # type: ignore[untyped-decorator]
+@inlined  # type: ignore[untyped-decorator]
 def _settle(
     items: NDArray[np.int32], strength: NDArray[np.float32], counts: NDArray[np.float32], row: int, slot: int
 ) -> None:
@@ -144,7 +141,7 @@ def _halve(
         totals[row, c] *= half
 
 
-@jit  # type: ignore[untyped-decorator]
+@inlined  # type: ignore[untyped-decorator]
 def forwards(t: TransitionArrays, row: int, item: np.int32, skip: np.float32, adjacent: np.float32) -> None:
     """``row`` was followed by ``item``: ``skip`` of weight, ``adjacent`` times directly."""
     items, strength, counts, totals = t.items, t.strength, t.counts, t.totals
@@ -155,20 +152,12 @@ def forwards(t: TransitionArrays, row: int, item: np.int32, skip: np.float32, ad
     if adjacent > 0:
         counts[row, slot, NEXT] += adjacent
         totals[row, ALL_NEXT] += adjacent
-        decay = _RECENT_DECAY if adjacent == 1 else _RECENT_DECAY**adjacent
-        totals[row, SCALE] /= decay
-        totals[row, ALL_RECENT] = totals[row, ALL_RECENT] * decay + adjacent
-        counts[row, slot, RECENT] += adjacent * totals[row, SCALE]
-        if totals[row, SCALE] > _RECENT_MAX:
-            for s in range(t.used[row]):
-                counts[row, s, RECENT] /= totals[row, SCALE]
-            totals[row, SCALE] = 1
     _settle(items, strength, counts, row, slot)
     if totals[row, ALL_SKIP] > _ROW_LIMIT:
         _halve(strength, counts, totals, row, t.used[row])
 
 
-@jit  # type: ignore[untyped-decorator]
+@inlined  # type: ignore[untyped-decorator]
 def backwards(t: TransitionArrays, row: int, item: np.int32, weight: np.float32) -> None:
     """``row`` followed ``item``: evidence that someone at ``row`` may want ``item``."""
     items, strength, counts, totals = t.items, t.strength, t.counts, t.totals
@@ -181,7 +170,7 @@ def backwards(t: TransitionArrays, row: int, item: np.int32, weight: np.float32)
         _halve(strength, counts, totals, row, t.used[row])
 
 
-@jit  # type: ignore[untyped-decorator]
+@inlined  # type: ignore[untyped-decorator]
 def pair_place(places: int, before: np.int32, last: np.int32) -> tuple[np.int64, np.uint32]:
     """Where the pair (before, last) is counted, and the tag that says the place is its own (splitmix64's mixer)."""
     h = (np.uint64(before) << np.uint64(32)) | np.uint64(last)
@@ -225,18 +214,17 @@ def learn_pair(t: TransitionArrays, before: np.int32, last: np.int32, item: np.i
 
 
 @jit  # type: ignore[untyped-decorator]
-def learn_event(t: TransitionArrays, history: NDArray[np.int32], length: int, item: np.int32) -> None:
-    """Learn that ``item`` came after ``history`` (X,), newest first, of which ``length`` are there."""
-    if length == 0:
-        _learn_one(t, np.int32(0), item, 1)
-    for d in range(1, min(length, REACH) + 1):
-        if history[d - 1] > 0:
-            _learn_one(t, history[d - 1], item, d)
-    if length >= 2 and history[0] > 0 and history[1] > 0:
-        learn_pair(t, history[1], history[0], item)
+def learn_event(t: TransitionArrays, histories: NDArray[np.int32], e: int, length: int, item: np.int32) -> None:
+    """Learn that ``item`` came after history ``e`` of (E, X), newest first, of which ``length`` are there."""
+    for d in range(1, min(max(length, 1), REACH) + 1):
+        before = histories[e, d - 1] if length > 0 else np.int32(0)
+        if before > 0 or length == 0:
+            _learn_one(t, before, item, d)
+    if length >= 2 and histories[e, 0] > 0 and histories[e, 1] > 0:
+        learn_pair(t, histories[e, 1], histories[e, 0], item)
 
 
-@jit  # type: ignore[untyped-decorator]
+@inlined  # type: ignore[untyped-decorator]
 def _weight(t: TransitionArrays, total: np.float32, distance: int) -> np.float32:
     """1 / distance; in a rich row 1 for one event in ``distance`` instead: the same on average, for less work.
 
@@ -248,7 +236,7 @@ def _weight(t: TransitionArrays, total: np.float32, distance: int) -> np.float32
     return np.float32(np.uint64(t.draws[0]) * np.uint64(distance) < np.uint64(1 << 32))
 
 
-@jit  # type: ignore[untyped-decorator]
+@inlined  # type: ignore[untyped-decorator]
 def _learn_one(t: TransitionArrays, before: np.int32, item: np.int32, distance: int) -> None:
     weight = _weight(t, t.totals[before, ALL_SKIP], distance)
     if weight > 0:
@@ -273,7 +261,7 @@ def _learn_many(
 ) -> None:
     for e in range(items.shape[0]):
         if items[e] > 0:
-            learn_event(t, histories[e], lengths[e], items[e])
+            learn_event(t, histories, e, int(lengths[e]), items[e])
 
 
 @jit  # type: ignore[untyped-decorator]
@@ -286,6 +274,35 @@ def _merge(
         forwards(t, before[i], after[i], weights[i, 0], weights[i, 1])
         if before[i] > 0 and weights[i, 2] > 0:
             backwards(t, after[i], before[i], weights[i, 2])
+
+
+@jit  # type: ignore[untyped-decorator]
+def _add_up(
+    log: NDArray[np.int32],
+    logged: int,
+    places: NDArray[np.int32],  # (power of two > logged,) hash table of pair numbers, -1 = free
+    before: NDArray[np.int32],  # (logged,) out
+    after: NDArray[np.int32],  # (logged,) out
+    weights: NDArray[np.float32],  # (logged, 3) out, zeros
+) -> int:
+    """Each pair of the log once, with its weights; returns how many. Sorting the log takes ten times as long."""
+    pairs = 0
+    for i in range(logged):
+        place, _ = pair_place(places.shape[0], log[i, 0], log[i, 1])
+        pair = places[place]
+        while pair >= 0 and not (before[pair] == log[i, 0] and after[pair] == log[i, 1]):
+            place = (place + 1) & (places.shape[0] - 1)
+            pair = places[place]
+        if pair < 0:
+            pair = pairs
+            places[place], before[pair], after[pair] = pair, log[i, 0], log[i, 1]
+            pairs += 1
+        distance = log[i, 2]
+        share = np.float32(1.0) / np.float32(max(distance, 1))
+        weights[pair, 0] += share
+        weights[pair, 1] += np.float32(distance == 1)
+        weights[pair, 2] += share if distance <= REACH_BACK else np.float32(0.0)
+    return pairs
 
 
 class Deltas(NamedTuple):
@@ -302,7 +319,7 @@ class Transitions:
     Args:
         capacity: items to make room for at first; grows by doubling.
         slots: bound on the successors remembered in all. Rows are as wide as it allows, 16 to 128, and get narrower as
-            the catalogue grows (24 bytes a slot: the default takes at most 100 MB up to 262,144 items).
+            the catalogue grows (20 bytes a slot: the default takes at most 84 MB up to 262,144 items).
         pair_places: places of the pair table, a power of two (72 bytes each).
         log_size: transitions kept for the next export; 0 turns sharing off.
 
@@ -318,13 +335,11 @@ class Transitions:
     ) -> None:
         self.slots = slots
         width = self._width(capacity)
-        totals = np.zeros((capacity, 5), np.float32)
-        totals[:, SCALE] = 1
         self.arrays = TransitionArrays(
             items=np.zeros((capacity, width), np.int32),
             strength=np.zeros((capacity, width), np.float32),
-            counts=np.zeros((capacity, width, 4), np.float32),
-            totals=totals,
+            counts=np.zeros((capacity, width, 3), np.float32),
+            totals=np.zeros((capacity, 3), np.float32),
             used=np.zeros(capacity, np.int32),
             hand=np.zeros(capacity, np.int32),
             pair_tag=np.zeros(pair_places, np.uint32),
@@ -355,13 +370,11 @@ class Transitions:
             items = np.take_along_axis(items, order, axis=1)
             strength = np.take_along_axis(strength, order, axis=1)
             counts = np.take_along_axis(counts, order[:, :, None], axis=1)
-        totals = grown(arrays.totals, capacity)
-        totals[len(arrays.totals) :, SCALE] = 1
         self.arrays = arrays._replace(
             items=grown(items, capacity),
             strength=grown(strength, capacity),
             counts=grown(counts, capacity),
-            totals=totals,
+            totals=grown(arrays.totals, capacity),
             used=grown(np.minimum(arrays.used, width).astype(np.int32), capacity),
             hand=grown(arrays.hand, capacity),
         )
@@ -392,16 +405,13 @@ class Transitions:
     def export(self) -> Deltas:
         """What was learnt since the last export (merged deltas of others are not part of it)."""
         arrays = self.arrays
-        log = arrays.log[: int(arrays.logged[0])]
-        key = (log[:, 0].astype(np.int64) << 32) | log[:, 1]
-        pairs, which = np.unique(key, return_inverse=True)
-        distance = log[:, 2]
-        skip = np.bincount(which, 1.0 / np.maximum(distance, 1), len(pairs))
-        adjacent = np.bincount(which, distance == 1, len(pairs))
-        back = np.bincount(which, np.where(distance <= REACH_BACK, 1.0 / np.maximum(distance, 1), 0.0), len(pairs))
+        logged = int(arrays.logged[0])
+        before, after = np.empty(logged, np.int32), np.empty(logged, np.int32)
+        weights = np.zeros((logged, 3), np.float32)
+        places = np.full(1 << (2 * logged).bit_length(), -1, np.int32)
+        pairs = _add_up(arrays.log, logged, places, before, after, weights)
         arrays.logged[:] = 0
-        before, after = (pairs >> 32).astype(np.int32), (pairs & 0xFFFFFFFF).astype(np.int32)
-        return Deltas(before, after, np.stack([skip, adjacent, back], axis=1).astype(np.float32))
+        return Deltas(before[:pairs], after[:pairs], weights[:pairs])
 
     def merge(self, deltas: Deltas) -> None:
         """Add what another process learnt, its item numbers translated to this one's; 0 as ``after`` is skipped."""

@@ -3,9 +3,11 @@ from collections import defaultdict
 import numpy as np
 import pytest
 
-from models.candidates import F_NEURAL, fast_exp, fast_log
+from models.features import F_NEURAL
 from models.fusion import Fused, Fusion, Histories, NeuralScores
+from models.kernels import fast_exp, fast_log
 from models.transitions import Transitions
+from state.errors import StateError
 
 X = 50
 Log = tuple[np.ndarray, np.ndarray, np.ndarray, Histories]
@@ -229,3 +231,13 @@ def test_fast_logarithm_and_exponential_are_close():
     np.testing.assert_allclose(logs, np.log(x), atol=2e-4, rtol=0)
     y = np.linspace(-70, 0, 5000).astype(np.float32)
     np.testing.assert_allclose([fast_exp(v) for v in y], np.exp(y), rtol=1e-4)
+
+
+def test_state_of_another_format_is_refused():
+    stored = Fusion().to_arrays()
+    stored["format"] = np.array([1])
+    with pytest.raises(StateError, match="format 1"):
+        Fusion().load_arrays(stored)
+    del stored["format"]  # the first format did not name itself
+    with pytest.raises(StateError, match="learnt again"):
+        Fusion().load_arrays(stored)
