@@ -18,6 +18,7 @@ from models.features import (
     A_AGREE,
     A_BACK5,
     A_COUNT,
+    A_HOPS,
     A_NEXT,
     A_OWN_NEXT,
     A_PAIR,
@@ -32,7 +33,7 @@ from models.features import (
     own_features,
     popularity_features,
 )
-from models.kernels import fast_log, inlined, jit, padded
+from models.kernels import fast_log, inlined, jit, padded, prefetch
 from models.mixing import SELECTOR_SIZES, SELECTORS, UNITS
 from models.popularity import PopularityArrays
 from models.transitions import (
@@ -62,7 +63,7 @@ class Workspace(NamedTuple):
 
     place: NDArray[np.int32]  # (C,) an item's column, -1 when it is no candidate
     items: NDArray[np.int32]  # (N,) candidates
-    sums: NDArray[np.float32]  # (9, N)
+    sums: NDArray[np.float32]  # (10, N)
     features: NDArray[np.float32]  # (F, N)
     scores: NDArray[np.float32]  # (N,)
     units: NDArray[np.float32]  # (U, N)
@@ -134,17 +135,24 @@ def _from_row(
 def _from_two_hops(
     place: NDArray[np.int32],
     items: NDArray[np.int32],
+    sums: NDArray[np.float32],
     successors: NDArray[np.int32],
+    strength: NDArray[np.float32],
+    totals: NDArray[np.float32],
     used: NDArray[np.int32],
     row: int,
     n: int,
 ) -> int:
-    """What the strongest successors of the last item lead to. How strongly they do told nothing more."""
+    """What the strongest successors of the last item lead to."""
     r = np.uintp(row)
+    per_first = np.float32(1.0) / (totals[r, ALL_SKIP] + totals[r, ALL_BACK] + SMOOTHING)
     for s in range(np.uintp(min(_HOPS, used[r]))):
         via = np.uintp(successors[r, s])
+        share = strength[r, s] * per_first / (totals[via, ALL_SKIP] + totals[via, ALL_BACK] + SMOOTHING)
         for s2 in range(np.uintp(min(_HOPS, used[via]))):
-            n = max(n, _column(place, items, n, successors[via, s2]) + 1)
+            k = _column(place, items, n, successors[via, s2])
+            n = max(n, k + 1)
+            sums[A_HOPS, np.uintp(k)] += share * strength[via, s2]
     return n
 
 
@@ -258,10 +266,9 @@ def gather(
     place, items, sums = w.place, w.items, w.sums
     n = 0
     last = histories[e, 0] if length > 0 else np.int32(0)
-    for life in range(p.top.shape[0]):
-        for i in range(p.top.shape[1]):
-            if p.top[life, i] > 0:
-                n = max(n, _column(place, items, n, p.top[life, i]) + 1)
+    for hop in range(min(_HOPS, t.used[last])):
+        prefetch(t.items, t.items[last, hop], 0)
+        prefetch(t.strength, t.items[last, hop], 0)
     rows = min(length, _ROWS_READ)
     if length == 0:
         n = _from_row(place, items, sums, t.items, t.counts, t.totals, np.int32(0), min(HOT, t.used[0]), 0, n)
@@ -278,12 +285,16 @@ def gather(
             pair_total = t.pair_total[pair]
             n = _from_pair(place, items, sums, t.pair_items, t.pair_counts, pair, n)
     if last > 0:
-        n = _from_two_hops(place, items, t.items, t.used, last, n)
+        n = _from_two_hops(place, items, sums, t.items, t.strength, t.totals, t.used, last, n)
     if s < neural.shape[0]:
         for i in range(neural_top.shape[1]):
             row = neural_top[s, i]
             if row > 0 and number_of[row] > 0:
                 n = max(n, _column(place, items, n, number_of[row]) + 1)
+    for life in range(p.top.shape[0]):  # last, since finding the K best is quicker when they stand in front
+        for i in range(p.top.shape[1]):
+            if p.top[life, i] > 0:
+                n = max(n, _column(place, items, n, p.top[life, i]) + 1)
     repeats = _repeats(place, sums, histories, e, own)
     _choose(w.chosen, length, gap_seconds, t.totals[last, ALL_NEXT], pair_total, kind, repeats)
     popularity_features(w.features, w.scores, items, p.rows, p.scale, p.mass, n)

@@ -18,18 +18,18 @@ from models.popularity import HALF_LIVES, LIVES
 from models.transitions import ALL_NEXT
 
 FEATURES: Final = (
-    "mixture", "next", "skip_5", "skip_10", "pair", "popular_1k", "popular_10k", "popular_100k", "back_5", "agreement",
-    "own", "own_nearness", "own_log_count", "own_successor", "known_next", "known_pair", "is_last", "is_second_last",
+    "mixture", "next", "skip_5", "skip_10", "pair", "popular_100", "popular_1k", "popular_10k", "popular_100k",
+    "back_5", "two_hops", "agreement", "own", "own_nearness", "own_log_count", "own_successor", "known_next", "is_last",
     "neural", "not_in_model",
 )  # fmt: skip
 (
-    MIXTURE, F_NEXT, F_SKIP5, F_SKIP10, F_PAIR, F_POPULAR, _P1, _P2, F_BACK5, F_AGREE,
-    F_OWN, F_NEAR, F_COUNT, F_OWN_NEXT, F_KNOWN_NEXT, F_KNOWN_PAIR, F_LAST, F_SECOND,
+    MIXTURE, F_NEXT, F_SKIP5, F_SKIP10, F_PAIR, F_POPULAR, _P1, _P2, _P3,
+    F_BACK5, F_HOPS, F_AGREE, F_OWN, F_NEAR, F_COUNT, F_OWN_NEXT, F_KNOWN_NEXT, F_LAST,
     F_NEURAL, F_NO_ROW,
 ) = range(len(FEATURES))  # fmt: skip
 # What is summed up per candidate, one row each. Names in 5 weigh the last items by 1/d, names in 10 all alike.
-A_NEXT, A_SKIP5, A_SKIP10, A_AGE, A_COUNT, A_PAIR, A_OWN_NEXT, A_BACK5, A_AGREE = range(9)
-ACCUMULATORS: Final = 9
+A_NEXT, A_SKIP5, A_SKIP10, A_AGE, A_COUNT, A_PAIR, A_OWN_NEXT, A_BACK5, A_HOPS, A_AGREE = range(10)
+ACCUMULATORS: Final = 10
 SMOOTHING: Final = np.float32(20.0)  # events of popularity mixed into a row: 2 to 20 do equally well
 NEAR: Final = 5
 _SHIFT: Final = np.float32(8.0)  # centres logarithms of probabilities near 0; cancels in the softmax
@@ -56,18 +56,15 @@ def popularity_features(
         share, floor = np.float32(0.25 / whole), np.float32(0.25) * _FLOORS[life]
         for k in range(m):
             popular[k] += min(max(popularity[np.uintp(items[k]), life] * share, floor), np.float32(0.25))
-        if (
-            life > 0
-        ):  # the shortest gives candidates and its part of the mean: as a feature of its own it gained nothing
-            centre, log_floor = np.float32(np.log(whole) - _SHIFT), _LOG_FLOORS[life]
-            for k in range(m):
-                f[F_POPULAR + life - 1, k] = max(popularity[np.uintp(items[k]), LIVES + life] - centre, log_floor)
+        centre, log_floor = np.float32(np.log(whole) - _SHIFT), _LOG_FLOORS[life]
+        for k in range(m):
+            f[F_POPULAR + life, k] = max(popularity[np.uintp(items[k]), LIVES + life] - centre, log_floor)
 
 
 @jit  # type: ignore[untyped-decorator]
 def memory_features(
     f: NDArray[np.float32],  # (F, N) out
-    sums: NDArray[np.float32],  # (9, N)
+    sums: NDArray[np.float32],  # (10, N)
     popular: NDArray[np.float32],  # (N,)
     totals: NDArray[np.float32],  # (C, 3) of `Transitions`
     last: int,  # the user's last item
@@ -97,16 +94,16 @@ def memory_features(
     for k in range(m):
         f[F_BACK5, k] = sums[A_BACK5, k] * per_distance + faint * popular[k]
     for k in range(m):
+        f[F_HOPS, k] = sums[A_HOPS, k] + faint * popular[k]
+    for k in range(m):
         f[MIXTURE, k] = np.float32(0.3) * (f[F_NEXT, k] + f[F_SKIP5, k]) + np.float32(0.2) * f[F_PAIR, k]
     for k in range(m):
         f[MIXTURE, k] += light * f[F_SKIP10, k]
-    for row in (MIXTURE, F_NEXT, F_SKIP5, F_SKIP10, F_PAIR, F_BACK5):
+    for row in (MIXTURE, F_NEXT, F_SKIP5, F_SKIP10, F_PAIR, F_BACK5, F_HOPS):
         for k in range(m):
             f[row, k] = fast_log(f[row, k]) + _SHIFT
     for k in range(m):
         f[F_KNOWN_NEXT, k] = np.float32(sums[A_NEXT, k] > 0)
-    for k in range(m):
-        f[F_KNOWN_PAIR, k] = np.float32(sums[A_PAIR, k] > 0)
     for k in range(m):
         f[F_AGREE, k] = sums[A_AGREE, k]
 
@@ -123,7 +120,7 @@ def own_features(
 ) -> None:
     """How the user met a candidate before. Most they have not: only the columns of their own items are computed."""
     m = padded(n)
-    for row in (F_OWN, F_NEAR, F_COUNT, F_OWN_NEXT, F_LAST, F_SECOND):
+    for row in (F_OWN, F_NEAR, F_COUNT, F_OWN_NEXT, F_LAST):
         for k in range(m):
             f[row, k] = 0
     for d in range(length):
@@ -138,7 +135,6 @@ def own_features(
             f[F_COUNT, column] = fast_log(sums[A_COUNT, column])
             f[F_OWN_NEXT, column] = fast_log(np.float32(1.0) + sums[A_OWN_NEXT, column])
             f[F_LAST, column] = np.float32(age == 1)
-            f[F_SECOND, column] = np.float32(age == 2)
 
 
 @jit  # type: ignore[untyped-decorator]

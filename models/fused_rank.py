@@ -6,7 +6,7 @@ score matrices stay in the L2 cache between the product and the kernel that read
 Letters: E events, H hidden width, V rows of the model, K recommendations, T neural candidates.
 """
 
-from typing import Final
+from typing import Final, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +22,14 @@ _NAMES: Final = {EXCLUDE_NONE: "none", EXCLUDE_SEEN: "seen", EXCLUDE_PURCHASED: 
 _NOTHING_EXCLUDED: Final = np.zeros((2 * _BLOCK_SCORES, 0), np.int32)  # no bytes: rows without entries
 
 
+class Rows(Protocol):
+    """An array, or what makes rows of one when they are asked for."""
+
+    def __getitem__(self, rows: NDArray[np.int64], /) -> NDArray[np.float32]:
+        """Rows (S, H)."""
+        ...
+
+
 def rank_fused(
     fusion: Fusion,
     model: ServingModel | None,
@@ -29,7 +37,7 @@ def rank_fused(
     kinds: NDArray[np.uint8],
     seconds: NDArray[np.int64],
     histories: Histories,
-    before: NDArray[np.float32],
+    before: Rows,
     after: NDArray[np.float32],
     k: int,
     exclude: int,
@@ -44,7 +52,7 @@ def rank_fused(
         kinds: (E,)
         seconds: (E,) event times.
         histories: what the users did before each event.
-        before: (E, H) hidden vectors before each event; not read without a model.
+        before: (E, H) hidden vectors before each event; only some are asked for, none without a model.
         after: (E, H) after each event.
         k: K.
         exclude: `models.history.EXCLUDE_*`.
@@ -60,7 +68,7 @@ def rank_fused(
         tested = np.ones(len(items[at]), np.bool_) if test_all else fusion.tests(len(items[at]))
         count = len(items[at])
         # One product and one pass for both: small batches pay for calls, not for arithmetic.
-        scores = model.scores(np.concatenate([after[at], before[at][tested]]))
+        scores = model.scores(np.concatenate([after[at], before[start + np.flatnonzero(tested)]]))
         best, _ = top_k(scores, _NOTHING_EXCLUDED[: len(scores)], NEURAL_CANDIDATES)
         neural = NeuralScores(scores[:count], best[:count], scores[count:], best[count:])
         past = Histories(histories.items[at], histories.kinds[at], histories.seconds[at], histories.lengths[at])

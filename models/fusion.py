@@ -20,7 +20,7 @@ from models.features import F_NEURAL, F_NO_ROW
 from models.kernels import grown, jit
 from models.mixing import Weights, adapt, probabilities, rank, score, take_top
 from models.popularity import Popularity, PopularityArrays, note
-from models.transitions import Deltas, TransitionArrays, Transitions, learn_event
+from models.transitions import Deltas, TransitionArrays, Transitions, expect_event, learn_event
 from state.errors import StateError
 
 FORMAT: Final = 2  # of what `Fusion.to_arrays` gives
@@ -120,6 +120,8 @@ def _process(
     width = events.histories.shape[1]
     test = 0
     for e in range(events.items.shape[0]):
+        if e + 1 < events.items.shape[0]:
+            expect_event(t, events.histories, e + 1, int(events.lengths[e + 1]), events.items[e + 1])
         item, length = events.items[e], int(events.lengths[e])  # one type: each would be compiled anew
         if tested[e]:
             n = gather(

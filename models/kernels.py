@@ -4,6 +4,9 @@ from typing import Any, Final
 
 import numba as nb
 import numpy as np
+from llvmlite import ir
+from numba.core import types
+from numba.extending import intrinsic
 from numpy.typing import NDArray
 
 # Without numba's reference counting (`_nrt`): the kernels allocate nothing, and counting references to arrays handed
@@ -15,9 +18,28 @@ _OPTIONS: Final[dict[str, Any]] = {
     "fastmath": {"contract", "nsz", "arcp", "reassoc"},
     "_nrt": False,
 }
+LINE: Final = 64  # bytes of a cache line
 jit = nb.njit(**_OPTIONS)
 # An array is handed over as some nine values: for a function of a few instructions that is most of its time.
 inlined = nb.njit(**_OPTIONS, forceinline=True)
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def prefetch(typing_context: Any, array: Any, row: Any, byte: Any) -> Any:
+    """Have the cache line at ``byte`` of a row of an array (C, ...) fetched, without waiting for it."""
+
+    def emit(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        view = context.make_array(signature.args[0])(context, builder, arguments[0])
+        stride = builder.extract_value(view.strides, 0)
+        start = builder.add(builder.ptrtoint(view.data, stride.type), arguments[2])
+        pointer = builder.inttoptr(builder.add(start, builder.mul(arguments[1], stride)), ir.IntType(8).as_pointer())
+        word = ir.IntType(32)
+        kind = ir.FunctionType(ir.VoidType(), [pointer.type, word, word, word])
+        function = builder.module.declare_intrinsic("llvm.prefetch", (pointer.type,), kind)
+        builder.call(function, [pointer, word(0), word(3), word(1)])  # to read, into all levels, data
+        return context.get_dummy_value()
+
+    return types.void(array, types.intp, types.intp), emit
 
 
 @inlined  # type: ignore[untyped-decorator]
