@@ -36,7 +36,7 @@ from models.features import (
 from models.kernels import fast_log, inlined, jit, padded, prefetch
 from models.mixing import SELECTOR_SIZES, SELECTORS, UNITS
 from models.popularity import PopularityArrays
-from models.transitions import (
+from models.transition_rows import (
     ALL_BACK,
     ALL_NEXT,
     ALL_SKIP,
@@ -49,9 +49,11 @@ from models.transitions import (
     pair_place,
 )
 
-MAX_CANDIDATES: Final = 1024  # never reached: 40 popular, 192 next, 100 in two hops, 50 own, 8 of a pair, T neural
+MAX_CANDIDATES: Final = 1024  # never reached: 40 popular, 144 next, 100 in two hops, 50 own, 8 of a pair, T neural
 _COLUMNS: Final = 1040  # 65 cache lines: rows of a power of two would all fall into the same sets of the L1 cache
 _ROWS_READ: Final = 6  # the user's last items whose successors are candidates
+_ROWS_WHOLE: Final = 3  # of earlier ones only the strongest successors are read
+_FEW: Final = 16
 _HOPS: Final = 10  # strongest successors followed, and successors of each read
 _OWN_ITEMS: Final = 50
 _AGREEMENT: Final = np.float32(100.0)  # 1 / probability from which one of the last items speaks for a candidate
@@ -275,7 +277,8 @@ def gather(
     for d in range(rows):
         row = histories[e, d]
         if row > 0:
-            n = _from_row(place, items, sums, t.items, t.counts, t.totals, row, min(HOT, t.used[row]), d, n)
+            slots = min(HOT if d < _ROWS_WHOLE else _FEW, t.used[row])
+            n = _from_row(place, items, sums, t.items, t.counts, t.totals, row, slots, d, n)
     own = min(length, _OWN_ITEMS)
     n = _from_history(place, items, sums, histories, e, own, n)
     pair_total = np.float32(0.0)

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from models.kernels import fast_log, jit, padded
 from models.popularity import HALF_LIVES, LIVES
-from models.transitions import ALL_NEXT
+from models.transition_rows import ALL_NEXT
 
 FEATURES: Final = (
     "mixture", "next", "skip_5", "skip_10", "pair", "popular_100", "popular_1k", "popular_10k", "popular_100k",

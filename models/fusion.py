@@ -9,18 +9,19 @@ Letters: E events, S tested events, C items the arrays have room for, F features
 history, V rows of a model, T neural candidates.
 """
 
-from dataclasses import dataclass
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
+from models.batches import Batch, Events, Fused, Histories, NeuralScores
 from models.candidates import Workspace, gather, release, workspace
 from models.features import F_NEURAL, F_NO_ROW
 from models.kernels import grown, jit
 from models.mixing import Weights, adapt, probabilities, rank, score, take_top
 from models.popularity import Popularity, PopularityArrays, note
-from models.transitions import Deltas, TransitionArrays, Transitions, expect_event, learn_event
+from models.transition_rows import TransitionArrays, expect_event, learn_event
+from models.transitions import Deltas, Transitions
 from state.errors import StateError
 
 FORMAT: Final = 2  # of what `Fusion.to_arrays` gives
@@ -35,78 +36,20 @@ _NO_SCORES: Final = np.zeros((0, 0), np.float32)
 _NO_TOP: Final = np.zeros((0, 0), np.int32)
 
 
-class _Events(NamedTuple):
-    items: NDArray[np.int32]  # (E,)
-    kinds: NDArray[np.uint8]  # (E,)
-    seconds: NDArray[np.int64]  # (E,)
-    histories: NDArray[np.int32]  # (E, X) before the event, newest first
-    history_kinds: NDArray[np.uint8]  # (E, X)
-    history_seconds: NDArray[np.int64]  # (E, 2) of the last two events
-    lengths: NDArray[np.int32]  # (E,)
-
-
-@dataclass(frozen=True, slots=True)
-class NeuralScores:
-    """Dense scores of one model version for a batch. Before-scores are wanted for tested events only, in their order.
-
-    Attributes:
-        after: (E, V) scores from the state after each event.
-        after_top: (E, T) the best rows of each, to be considered as candidates.
-        before: (S, V) scores from the state before each tested event.
-        before_top: (S, T).
-    """
-
-    after: NDArray[np.float32]
-    after_top: NDArray[np.int32]
-    before: NDArray[np.float32]
-    before_top: NDArray[np.int32]
-
-
-@dataclass(frozen=True, slots=True)
-class Histories:
-    """What users did before each event of a batch, newest first, 0 beyond the length.
-
-    Attributes:
-        items: (E, X) item numbers.
-        kinds: (E, X) event kinds.
-        seconds: (E, X) times of the events; only the first two are read.
-        lengths: (E,).
-    """
-
-    items: NDArray[np.int32]
-    kinds: NDArray[np.uint8]
-    seconds: NDArray[np.int64]
-    lengths: NDArray[np.int32]
-
-
-@dataclass(frozen=True, slots=True)
-class Fused:
-    """What a batch gave.
-
-    Attributes:
-        items: (E, K) recommended item numbers after each event, best first, 0 where there are no more.
-        scores: (E, K) their probabilities among the candidates, 0 where there are no more.
-        ranks: (E,) rank of the event's item before it: 1 + better + ties / 2, inf when it was no candidate,
-            0 for events that were not tested.
-    """
-
-    items: NDArray[np.int32]
-    scores: NDArray[np.float32]
-    ranks: NDArray[np.float32]
-
-
 @jit  # type: ignore[untyped-decorator]
 def _process(
     w: Workspace,
     t: TransitionArrays,
     p: PopularityArrays,
     weights: Weights,
-    events: _Events,
+    events: Events,
+    start: int,
+    stop: int,  # events `start` to `stop` are processed
     tested: NDArray[np.bool_],  # (E,)
     adapted: NDArray[np.bool_],  # (E,)
-    before: NDArray[np.float32],  # (S, V) or (0, 0)
+    before: NDArray[np.float32],  # (S, V) of the tested ones among them, or (0, 0)
     before_top: NDArray[np.int32],
-    after: NDArray[np.float32],  # (E, V) or (0, 0)
+    after: NDArray[np.float32],  # (stop - start, V) or (0, 0)
     after_top: NDArray[np.int32],
     row_of: NDArray[np.int32],
     number_of: NDArray[np.int32],
@@ -119,7 +62,7 @@ def _process(
 ) -> None:
     width = events.histories.shape[1]
     test = 0
-    for e in range(events.items.shape[0]):
+    for e in range(start, stop):
         if e + 1 < events.items.shape[0]:
             expect_event(t, events.histories, e + 1, int(events.lengths[e + 1]), events.items[e + 1])
         item, length = events.items[e], int(events.lengths[e])  # one type: each would be compiled anew
@@ -147,7 +90,7 @@ def _process(
             history[0, d] = events.histories[e, d - 1]
         n = gather(
             w, t, p, history, 0, length, events.seconds[e] - events.history_seconds[e, 0] if length > 1 else 0,
-            int(events.kinds[e]), after, after_top, e, row_of, number_of,
+            int(events.kinds[e]), after, after_top, e - start, row_of, number_of,
         )  # fmt: skip
         score(w.scores, w.units, w.features, weights.values, weights.inputs, weights.outputs, w.chosen, n)
         probabilities(w.scores, n)
@@ -252,10 +195,65 @@ class Fusion:
         self.popularity.learn(items, times[items])
 
     def tests(self, events: int) -> NDArray[np.bool_]:
-        """Which of the next ``events`` events the weights will learn from: before-scores are wanted for these (E,)."""
-        position = np.arange(self.events, self.events + events)
-        chosen: NDArray[np.bool_] = (position < _LEARN_ALL) | (position % _LEARN_ONE_IN == 0)
+        """Which of the next ``events`` events the weights will learn from (E,)."""
+        chosen = np.zeros(events, np.bool_)
+        chosen[: max(_LEARN_ALL - self.events, 0)] = True
+        chosen[-self.events % _LEARN_ONE_IN :: _LEARN_ONE_IN] = True
         return chosen
+
+    def begin(
+        self,
+        items: NDArray[np.int32],
+        kinds: NDArray[np.uint8],
+        seconds: NDArray[np.int64],
+        histories: Histories,
+        *,
+        top_k: int = 10,
+        exclude: str = "none",
+        test_all: bool = False,
+    ) -> Batch:
+        """Take in a batch, for `advance` to process.
+
+        Args:
+            items: (E,) item numbers; 0 is not learnt.
+            kinds: (E,) event kinds.
+            seconds: (E,) event times.
+            histories: what the users did before each event, events of this batch included.
+            top_k: K.
+            exclude: never recommend again what the user has ``seen`` or ``purchased`` (as far as the history
+                tells), or ``none``.
+            test_all: rank every event, not only those the weights learn from.
+        """
+        n, adapted = len(items), self.tests(len(items))
+        self.reserve(int(max(items.max(initial=0), histories.items.max(initial=0))) + 1)
+        return Batch(
+            events=Events(
+                items, kinds, seconds, histories.items, histories.kinds, histories.seconds, histories.lengths
+            ),
+            tested=np.ones(n, np.bool_) if test_all else adapted,
+            adapted=adapted,
+            exclude=EXCLUDE[exclude],
+            fused=Fused(np.zeros((n, top_k), np.int32), np.zeros((n, top_k), np.float32), np.zeros(n, np.float32)),
+        )
+
+    def advance(self, batch: Batch, stop: int, neural: NeuralScores | None = None) -> None:
+        """For each event up to ``stop`` in order: rank it, adapt the weights, learn it, recommend what may come next.
+
+        Args:
+            batch: from `begin`; nothing else may be processed until it is done.
+            stop: position in the batch.
+            neural: scores of the version named by `set_model` for these events, None before there is one.
+        """
+        scores = NeuralScores(_NO_SCORES, _NO_TOP, _NO_SCORES, _NO_TOP) if neural is None else neural
+        fused = batch.fused
+        _process(
+            self._workspace, self.transitions.arrays, self.popularity.arrays, self.weights, batch.events, batch.done,
+            stop, batch.tested, batch.adapted, scores.before, scores.before_top, scores.after, scores.after_top,
+            self._row_of, self._number_of, batch.exclude, self._blocked, fused.items, fused.scores, fused.ranks,
+            np.zeros((1, batch.events.histories.shape[1]), np.int32),
+        )  # fmt: skip
+        self.events += stop - batch.done
+        batch.done = stop
 
     def process(
         self,
@@ -269,36 +267,10 @@ class Fusion:
         exclude: str = "none",
         test_all: bool = False,
     ) -> Fused:
-        """For each event in order: rank it and adapt the weights, learn it, recommend what may come after it.
-
-        Args:
-            items: (E,) item numbers; 0 is not learnt.
-            kinds: (E,) event kinds.
-            seconds: (E,) event times.
-            histories: what the users did before each event, events of this batch included.
-            top_k: K.
-            neural: scores of the version named by `set_model`, None before there is one.
-            exclude: never recommend again what the user has ``seen`` or ``purchased`` (as far as the history
-                tells), or ``none``.
-            test_all: rank every event, not only those the weights learn from (before-scores are then for all).
-        """
-        events = len(items)
-        adapted = self.tests(events)
-        tested = np.ones(events, np.bool_) if test_all else adapted
-        self.reserve(int(max(items.max(initial=0), histories.items.max(initial=0))) + 1)
-        fused = Fused(
-            np.zeros((events, top_k), np.int32), np.zeros((events, top_k), np.float32), np.zeros(events, np.float32)
-        )
-        scores = NeuralScores(_NO_SCORES, _NO_TOP, _NO_SCORES, _NO_TOP) if neural is None else neural
-        batch = _Events(items, kinds, seconds, histories.items, histories.kinds, histories.seconds, histories.lengths)
-        _process(
-            self._workspace, self.transitions.arrays, self.popularity.arrays, self.weights, batch, tested, adapted,
-            scores.before, scores.before_top, scores.after, scores.after_top, self._row_of, self._number_of,
-            EXCLUDE[exclude], self._blocked, fused.items, fused.scores, fused.ranks,
-            np.zeros((1, histories.items.shape[1]), np.int32),
-        )  # fmt: skip
-        self.events += events
-        return fused
+        """`begin` a batch and `advance` through all of it."""
+        batch = self.begin(items, kinds, seconds, histories, top_k=top_k, exclude=exclude, test_all=test_all)
+        self.advance(batch, len(items), neural)
+        return batch.fused
 
     def to_arrays(self) -> dict[str, NDArray[Any]]:
         """Everything learnt, as arrays to store."""

@@ -32,6 +32,7 @@ class PopularityArrays(NamedTuple):
     decay: NDArray[np.float64]  # (L,) per event
     listed: NDArray[np.uint8]  # (C,) bit l: the item stands in list l
     top: NDArray[np.int32]  # (L, T) most popular items, unordered, 0 = empty
+    least: NDArray[np.float32]  # (L,) no item in the list weighs less: weights only grow
 
 
 @jit  # type: ignore[untyped-decorator]
@@ -45,7 +46,7 @@ def note(arrays: PopularityArrays, item: np.int32, times: float) -> None:
         if arrays.scale[life] > _RESCALE_AT:
             _rescale(arrays, life)
         arrays.rows[item, LIVES + life] = np.float32(np.log(arrays.rows[item, life]))
-        if not (arrays.listed[item] >> life) & 1:
+        if not (arrays.listed[item] >> life) & 1 and arrays.rows[item, life] > arrays.least[life]:
             _enter(arrays, life, item)
 
 
@@ -58,6 +59,7 @@ def _enter(arrays: PopularityArrays, life: int, item: np.int32) -> None:
         weight = arrays.rows[top[place], life]  # item 0 weighs nothing: empty places are the weakest
         if weight < least:
             weakest, least = place, weight
+    arrays.least[life] = least
     if arrays.rows[item, life] > least:
         arrays.listed[top[weakest]] &= ~np.uint8(1 << life)
         top[weakest] = item
@@ -77,6 +79,7 @@ def _rescale(arrays: PopularityArrays, life: int) -> None:
             arrays.rows[item, life] = 0
             arrays.rows[item, LIVES + life] = _NOTHING
     arrays.scale[life] = 1.0
+    arrays.least[life] = 0
 
 
 @jit  # type: ignore[untyped-decorator]
@@ -104,6 +107,7 @@ class Popularity:
             decay=0.5 ** (1.0 / np.array(HALF_LIVES)),
             listed=np.zeros(capacity, np.uint8),
             top=np.zeros((LIVES, LISTED), np.int32),
+            least=np.zeros(LIVES, np.float32),
         )
 
     def reserve(self, capacity: int) -> None:

@@ -20,7 +20,8 @@ from models.features import (
 )
 from models.mixing import SELECTOR_SIZES
 from models.popularity import Popularity
-from models.transitions import ALL_BACK, ALL_SKIP, BACK, HOT, SKIP, Transitions
+from models.transition_rows import ALL_BACK, ALL_SKIP, BACK, HOT, SKIP
+from models.transitions import Transitions
 from tests.models.test_transitions import random_events
 
 ITEMS = 64
@@ -62,8 +63,8 @@ def test_candidates_are_what_the_memories_know_of_the_history(memories):
     found, _ = look(memories, history)
     rows = {row: transitions.arrays.items[row, :HOT] for row in range(ITEMS)}
     expected = set(history) | set(popularity.arrays.top.ravel().tolist())
-    for row in history[:6]:
-        expected |= set(rows[row].tolist())
+    for d, row in enumerate(history[:6]):
+        expected |= set(rows[row][: HOT if d < 3 else 16].tolist())
     for via in rows[7][:10].tolist():
         expected |= set(rows[via][:10].tolist())
     expected -= {0}
