@@ -128,7 +128,7 @@ class _Worker:
 def _stream(log: Log, learning: LearningPath, bar: Bar) -> dict[str, NDArray[np.bool_]]:
     """Hits (N,) of each method, each event tested before it is learnt."""
     memory = Fusion()
-    memory.weights.squares[:] = np.inf  # AdaGrad's steps are zero: it ranks by transitions, as it begins
+    memory.weights.freeze()  # it ranks by transitions, as it begins
     alone, worker = _Worker(memory), _Worker(Fusion())
     test = NeuralTest(worker.recommender, worker.store)
     hits = {method: np.zeros(len(log), np.bool_) for method in METHODS}

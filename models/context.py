@@ -9,7 +9,7 @@ import numba as nb
 import numpy as np
 from numpy.typing import NDArray
 
-from models.fusion import Histories
+from models.batches import Histories
 from models.history import Part
 from state.record import RING
 

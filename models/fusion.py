@@ -1,220 +1,39 @@
 """Experts that learn from every event, fused by weights learnt online from which of them ranked the next event well.
 
-A candidate's score is a weighted sum of its features (`models.candidates`), and the softmax of the scores is a
-probability of being next: a product of experts. When the user's next event comes, the weights take one step along the
-gradient of its log probability. The weight vector is a sum of six, chosen by traits of the situation (how long the
-history is, how much is known about the last item, ...), so that trust in an expert depends on what it has to go by.
-Steps are AdaGrad's, so no rate has to be fitted to a data set. The weights of the neural scores belong to a model
-version: a new version starts from its predecessor's weights and learns fast again.
+For each event in order: its item is ranked among the candidates (`models.candidates`) under the weights as they stand,
+the weights take one step (`models.mixing`), the memories learn the event, and the best candidates after it are listed.
+The weights of the neural scores belong to a model version: a new version starts from its predecessor's weights and
+learns fast again.
 
 Letters: E events, S tested events, C items the arrays have room for, F features, K recommendations, X length of a
 history, V rows of a model, T neural candidates.
-References: Mattern, "Mixing strategies in data compression", DCC 2012 (gated logistic mixing);
-Duchi, Hazan, Singer, "Adaptive subgradient methods", JMLR 2011.
 """
 
-from dataclasses import dataclass
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
-from models.candidates import (
-    F_NEURAL,
-    F_NO_ROW,
-    FEATURES,
-    MIXTURE,
-    SELECTOR_SIZES,
-    SELECTORS,
-    Workspace,
-    fast_exp,
-    gather,
-    padded,
-    release,
-    workspace,
-)
-from models.popularity import Popularity, PopularityArrays, grown, jit, note
-from models.transitions import Deltas, TransitionArrays, Transitions, learn_event
+from models.batches import Batch, Events, Fused, Histories, NeuralScores
+from models.candidates import Workspace, gather, release, workspace
+from models.features import F_NEURAL, F_NO_ROW
+from models.kernels import grown, jit
+from models.mixing import Weights, adapt, probabilities, rank, score, take_top
+from models.popularity import Popularity, PopularityArrays, note
+from models.transition_rows import TransitionArrays, expect_event, learn_event
+from models.transitions import Deltas, Transitions
+from state.errors import StateError
 
-_RATE: Final = np.float32(0.15)  # of the weights shared by all situations; 0.1 to 0.2 do equally well
-_RATE_CHOSEN: Final = np.float32(0.02)  # of those of one situation: seldom right by much, so they learn with care
-_CAUTION: Final = 1e-2  # first value of the squared gradient sums
+FORMAT: Final = 2  # of what `Fusion.to_arrays` gives
 _LEARN_ALL: Final = 1 << 16  # events whose every outcome moves the weights; later one in `_LEARN_ONE_IN` does
-_LEARN_ONE_IN: Final = 8
+_LEARN_ONE_IN: Final = 32  # 8 gained under 0.001 hit rate for four times the work
 _AFTER_SWAP: Final = 0.25  # of the squared gradients is kept at a new model version: its weights move twice as fast
 _VERSIONS_KEPT: Final = 8  # whose neural weights are remembered, for a rollback
 EXCLUDE: Final = {"none": 0, "seen": 1, "purchased": 2}
 _PURCHASE: Final = 2
+_NEURAL: Final = (F_NEURAL, F_NO_ROW)
 _NO_SCORES: Final = np.zeros((0, 0), np.float32)
 _NO_TOP: Final = np.zeros((0, 0), np.int32)
-
-
-class _Weights(NamedTuple):
-    values: NDArray[np.float32]  # (51, F)
-    squares: NDArray[np.float32]  # (51, F) sums of squared gradients
-
-
-class _Events(NamedTuple):
-    items: NDArray[np.int32]  # (E,)
-    kinds: NDArray[np.uint8]  # (E,)
-    seconds: NDArray[np.int64]  # (E,)
-    histories: NDArray[np.int32]  # (E, X) before the event, newest first
-    history_kinds: NDArray[np.uint8]  # (E, X)
-    history_seconds: NDArray[np.int64]  # (E, 2) of the last two events
-    lengths: NDArray[np.int32]  # (E,)
-
-
-@dataclass(frozen=True, slots=True)
-class NeuralScores:
-    """Dense scores of one model version for a batch. Before-scores are wanted for tested events only, in their order.
-
-    Attributes:
-        after: (E, V) scores from the state after each event.
-        after_top: (E, T) the best rows of each, to be considered as candidates.
-        before: (S, V) scores from the state before each tested event.
-        before_top: (S, T).
-    """
-
-    after: NDArray[np.float32]
-    after_top: NDArray[np.int32]
-    before: NDArray[np.float32]
-    before_top: NDArray[np.int32]
-
-
-@dataclass(frozen=True, slots=True)
-class Histories:
-    """What users did before each event of a batch, newest first, 0 beyond the length.
-
-    Attributes:
-        items: (E, X) item numbers.
-        kinds: (E, X) event kinds.
-        seconds: (E, X) times of the events; only the first two are read.
-        lengths: (E,).
-    """
-
-    items: NDArray[np.int32]
-    kinds: NDArray[np.uint8]
-    seconds: NDArray[np.int64]
-    lengths: NDArray[np.int32]
-
-
-@dataclass(frozen=True, slots=True)
-class Fused:
-    """What a batch gave.
-
-    Attributes:
-        items: (E, K) recommended item numbers after each event, best first, 0 where there are no more.
-        scores: (E, K) their probabilities among the candidates, 0 where there are no more.
-        ranks: (E,) rank of the event's item before it: 1 + better + ties / 2, inf when it was no candidate,
-            0 for events that were not tested.
-    """
-
-    items: NDArray[np.int32]
-    scores: NDArray[np.float32]
-    ranks: NDArray[np.float32]
-
-
-@jit  # type: ignore[untyped-decorator]
-def _score(
-    scores: NDArray[np.float32],  # (N,) out
-    features: NDArray[np.float32],  # (F, N)
-    values: NDArray[np.float32],  # (51, F)
-    chosen: NDArray[np.int32],  # (6,)
-    n: int,
-) -> None:
-    """Scores of the candidates under the weights of the situation."""
-    m = padded(n)
-    for k in range(m):
-        scores[k] = 0
-    for f in range(features.shape[0]):
-        weight = np.float32(0.0)
-        for s in range(SELECTORS):
-            weight += values[chosen[s], f]
-        if weight != 0:
-            for k in range(m):
-                scores[k] += weight * features[f, k]
-
-
-@jit  # type: ignore[untyped-decorator]
-def _rank(scores: NDArray[np.float32], n: int, target: int) -> np.float32:
-    score = scores[target]
-    better, ties = np.int32(0), np.int32(0)
-    for k in range(n):
-        better += np.int32(scores[k] > score)
-        ties += np.int32(scores[k] == score)
-    return np.float32(1.0 + better + 0.5 * (ties - 1))
-
-
-@jit  # type: ignore[untyped-decorator]
-def _probabilities(scores: NDArray[np.float32], n: int) -> None:
-    """Turn scores into their softmax; 0 in the columns past N."""
-    m = padded(n)
-    best = scores[0]
-    for k in range(n):
-        best = max(best, scores[k])
-    for k in range(n, m):
-        scores[k] = -np.inf
-    for k in range(m):
-        scores[k] = fast_exp(scores[k] - best)
-    for k in range(n, m):
-        scores[k] = 0
-    total = np.float32(0.0)
-    for k in range(m):
-        total += scores[k]
-    scale = np.float32(1.0) / total
-    for k in range(m):
-        scores[k] *= scale
-
-
-@jit  # type: ignore[untyped-decorator]
-def _adapt(
-    scores: NDArray[np.float32],
-    features: NDArray[np.float32],
-    values: NDArray[np.float32],
-    squares: NDArray[np.float32],
-    chosen: NDArray[np.int32],
-    n: int,
-    target: int,
-) -> None:
-    """One AdaGrad step up the log probability of the target; the scores become probabilities."""
-    _probabilities(scores, n)
-    for f in range(features.shape[0]):
-        expected = np.float32(0.0)
-        for k in range(padded(n)):
-            expected += scores[k] * features[f, k]
-        g = features[f, target] - expected
-        if g != 0:
-            for s in range(SELECTORS):
-                row = chosen[s]
-                rate = _RATE if s == 0 else _RATE_CHOSEN
-                squares[row, f] += g * g
-                values[row, f] += rate * g / np.sqrt(squares[row, f])
-
-
-@jit  # type: ignore[untyped-decorator]
-def _take_top(
-    candidates: NDArray[np.int32],
-    probabilities: NDArray[np.float32],
-    n: int,
-    blocked: NDArray[np.uint8],
-    items: NDArray[np.int32],  # (K,) out
-    scores: NDArray[np.float32],  # (K,) out
-) -> None:
-    """The K best candidates that are not blocked, best first, ties to the lower item number."""
-    last = items.shape[0] - 1
-    for k in range(n):
-        score, item = probabilities[k], candidates[k]
-        if score < scores[last] or score <= 0 or blocked[item]:
-            continue
-        if score == scores[last] and items[last] > 0 and item > items[last]:
-            continue
-        j = last
-        while j > 0 and (scores[j - 1] < score or (scores[j - 1] == score and items[j - 1] > item)):
-            scores[j] = scores[j - 1]
-            items[j] = items[j - 1]
-            j -= 1
-        scores[j] = score
-        items[j] = item
 
 
 @jit  # type: ignore[untyped-decorator]
@@ -222,13 +41,15 @@ def _process(
     w: Workspace,
     t: TransitionArrays,
     p: PopularityArrays,
-    weights: _Weights,
-    events: _Events,
+    weights: Weights,
+    events: Events,
+    start: int,
+    stop: int,  # events `start` to `stop` are processed
     tested: NDArray[np.bool_],  # (E,)
     adapted: NDArray[np.bool_],  # (E,)
-    before: NDArray[np.float32],  # (S, V) or (0, 0)
+    before: NDArray[np.float32],  # (S, V) of the tested ones among them, or (0, 0)
     before_top: NDArray[np.int32],
-    after: NDArray[np.float32],  # (E, V) or (0, 0)
+    after: NDArray[np.float32],  # (stop - start, V) or (0, 0)
     after_top: NDArray[np.int32],
     row_of: NDArray[np.int32],
     number_of: NDArray[np.int32],
@@ -237,53 +58,50 @@ def _process(
     recommended: NDArray[np.int32],  # (E, K) out
     recommended_scores: NDArray[np.float32],  # (E, K) out
     ranks: NDArray[np.float32],  # (E,) out
-    history: NDArray[np.int32],  # (X,) free memory
-    nothing: NDArray[np.float32],  # (0,)
-    none: NDArray[np.int32],  # (0,)
+    history: NDArray[np.int32],  # (1, X) free memory
 ) -> None:
     width = events.histories.shape[1]
     test = 0
-    for e in range(events.items.shape[0]):
-        item, length = events.items[e], events.lengths[e]
-        seconds = events.history_seconds[e]
+    for e in range(start, stop):
+        if e + 1 < events.items.shape[0]:
+            expect_event(t, events.histories, e + 1, int(events.lengths[e + 1]), events.items[e + 1])
+        item, length = events.items[e], int(events.lengths[e])  # one type: each would be compiled anew
         if tested[e]:
-            has_scores = test < before.shape[0]
             n = gather(
-                w, t, p, events.histories[e], length, seconds[0] - seconds[1] if length > 1 else 0,
-                events.history_kinds[e, 0] if length > 0 else 0,
-                before[test] if has_scores else nothing, before_top[test] if has_scores else none, row_of, number_of,
+                w, t, p, events.histories, e, length,
+                events.history_seconds[e, 0] - events.history_seconds[e, 1] if length > 1 else 0,
+                int(events.history_kinds[e, 0]) if length > 0 else 0, before, before_top, test, row_of, number_of,
             )  # fmt: skip
             test += 1
             target = w.place[item] if item > 0 else -1
             ranks[e] = np.inf
             if target >= 0:
-                _score(w.scores, w.features, weights.values, w.chosen, n)
-                ranks[e] = _rank(w.scores, n, target)
+                score(w.scores, w.units, w.features, weights.values, weights.inputs, weights.outputs, w.chosen, n)
+                ranks[e] = rank(w.scores, n, target)
                 if adapted[e]:
-                    _adapt(w.scores, w.features, weights.values, weights.squares, w.chosen, n, target)
-            release(w, n)
+                    adapt(w.scores, w.units, w.features, weights, w.chosen, n, target)
+            release(w.place, w.items, w.sums, n)
         if item > 0:
-            learn_event(t, events.histories[e], length, item)
+            learn_event(t, events.histories, e, length, item)
             note(p, item, 1.0)
         length = min(length + 1, width)
-        history[0] = item
+        history[0, 0] = item
         for d in range(1, length):
-            history[d] = events.histories[e, d - 1]
-        has_scores = e < after.shape[0]
+            history[0, d] = events.histories[e, d - 1]
         n = gather(
-            w, t, p, history, length, events.seconds[e] - seconds[0] if length > 1 else 0, events.kinds[e],
-            after[e] if has_scores else nothing, after_top[e] if has_scores else none, row_of, number_of,
+            w, t, p, history, 0, length, events.seconds[e] - events.history_seconds[e, 0] if length > 1 else 0,
+            int(events.kinds[e]), after, after_top, e - start, row_of, number_of,
         )  # fmt: skip
-        _score(w.scores, w.features, weights.values, w.chosen, n)
-        _probabilities(w.scores, n)
+        score(w.scores, w.units, w.features, weights.values, weights.inputs, weights.outputs, w.chosen, n)
+        probabilities(w.scores, n)
         if exclude:
             for d in range(length):
                 kind = events.kinds[e] if d == 0 else events.history_kinds[e, d - 1]
-                k = w.place[history[d]]
+                k = w.place[history[0, d]]
                 if k >= 0 and (exclude == 1 or kind == _PURCHASE):
                     w.scores[k] = 0
-        _take_top(w.items, w.scores, n, blocked, recommended[e], recommended_scores[e])
-        release(w, n)
+        take_top(w.items, w.scores, n, blocked, recommended, recommended_scores, e)
+        release(w.place, w.items, w.sums, n)
 
 
 class Fusion:
@@ -306,14 +124,10 @@ class Fusion:
     def __init__(self, transitions: Transitions | None = None, popularity: Popularity | None = None) -> None:
         self.transitions = Transitions() if transitions is None else transitions
         self.popularity = Popularity() if popularity is None else popularity
-        rows = sum(SELECTOR_SIZES)
-        self.weights = _Weights(
-            np.zeros((rows, len(FEATURES)), np.float32), np.full((rows, len(FEATURES)), _CAUTION, np.float32)
-        )
-        self.weights.values[0, MIXTURE] = 1.0
+        self.weights = Weights.fresh()
         self.model = 0
         self.events = 0
-        self._neural_of: dict[int, NDArray[np.float32]] = {}
+        self._neural_of: dict[int, list[NDArray[np.float32]]] = {}
         self._row_of = np.zeros(1, np.int32)
         self._number_of = np.zeros(1, np.int32)
         self._workspace = workspace(1)
@@ -326,16 +140,15 @@ class Fusion:
             fingerprint: of the version, not 0.
             number_of_row: (V,) item number of each of its rows; entry 0 is ignored.
         """
-        neural = [F_NEURAL, F_NO_ROW]
         if fingerprint != self.model:
             if self.model:
-                self._neural_of[self.model] = self.weights.values[:, neural].copy()
+                self._neural_of[self.model] = [self.weights.column(feature) for feature in _NEURAL]
                 if len(self._neural_of) > _VERSIONS_KEPT:
                     del self._neural_of[next(iter(self._neural_of))]
-            known = self._neural_of.get(fingerprint)
-            if known is not None:
-                self.weights.values[:, neural] = known
-            self.weights.squares[:, neural] *= _AFTER_SWAP
+            for feature, known in zip(_NEURAL, self._neural_of.get(fingerprint, ()), strict=False):
+                self.weights.set_column(feature, known)
+            for feature in _NEURAL:
+                self.weights.hasten(feature, _AFTER_SWAP)
         self.model = fingerprint
         self._number_of = np.ascontiguousarray(number_of_row, np.int32).copy()
         self._number_of[0] = 0
@@ -376,16 +189,71 @@ class Fusion:
             return
         self.reserve(int(max(deltas.before.max(), deltas.after.max())) + 1)
         self.transitions.merge(deltas)
-        items, which = np.unique(deltas.after, return_inverse=True)
-        times = np.bincount(which, deltas.weights[:, 1], len(items)).astype(np.float32)
-        counted = (items > 0) & (times > 0)
-        self.popularity.learn(items[counted], times[counted])
+        times = np.bincount(deltas.after, deltas.weights[:, 1]).astype(np.float32)  # (largest item + 1,)
+        times[0] = 0
+        items = np.flatnonzero(times).astype(np.int32)
+        self.popularity.learn(items, times[items])
 
     def tests(self, events: int) -> NDArray[np.bool_]:
-        """Which of the next ``events`` events the weights will learn from: before-scores are wanted for these (E,)."""
-        position = np.arange(self.events, self.events + events)
-        chosen: NDArray[np.bool_] = (position < _LEARN_ALL) | (position % _LEARN_ONE_IN == 0)
+        """Which of the next ``events`` events the weights will learn from (E,)."""
+        chosen = np.zeros(events, np.bool_)
+        chosen[: max(_LEARN_ALL - self.events, 0)] = True
+        chosen[-self.events % _LEARN_ONE_IN :: _LEARN_ONE_IN] = True
         return chosen
+
+    def begin(
+        self,
+        items: NDArray[np.int32],
+        kinds: NDArray[np.uint8],
+        seconds: NDArray[np.int64],
+        histories: Histories,
+        *,
+        top_k: int = 10,
+        exclude: str = "none",
+        test_all: bool = False,
+    ) -> Batch:
+        """Take in a batch, for `advance` to process.
+
+        Args:
+            items: (E,) item numbers; 0 is not learnt.
+            kinds: (E,) event kinds.
+            seconds: (E,) event times.
+            histories: what the users did before each event, events of this batch included.
+            top_k: K.
+            exclude: never recommend again what the user has ``seen`` or ``purchased`` (as far as the history
+                tells), or ``none``.
+            test_all: rank every event, not only those the weights learn from.
+        """
+        n, adapted = len(items), self.tests(len(items))
+        self.reserve(int(max(items.max(initial=0), histories.items.max(initial=0))) + 1)
+        return Batch(
+            events=Events(
+                items, kinds, seconds, histories.items, histories.kinds, histories.seconds, histories.lengths
+            ),
+            tested=np.ones(n, np.bool_) if test_all else adapted,
+            adapted=adapted,
+            exclude=EXCLUDE[exclude],
+            fused=Fused(np.zeros((n, top_k), np.int32), np.zeros((n, top_k), np.float32), np.zeros(n, np.float32)),
+        )
+
+    def advance(self, batch: Batch, stop: int, neural: NeuralScores | None = None) -> None:
+        """For each event up to ``stop`` in order: rank it, adapt the weights, learn it, recommend what may come next.
+
+        Args:
+            batch: from `begin`; nothing else may be processed until it is done.
+            stop: position in the batch.
+            neural: scores of the version named by `set_model` for these events, None before there is one.
+        """
+        scores = NeuralScores(_NO_SCORES, _NO_TOP, _NO_SCORES, _NO_TOP) if neural is None else neural
+        fused = batch.fused
+        _process(
+            self._workspace, self.transitions.arrays, self.popularity.arrays, self.weights, batch.events, batch.done,
+            stop, batch.tested, batch.adapted, scores.before, scores.before_top, scores.after, scores.after_top,
+            self._row_of, self._number_of, batch.exclude, self._blocked, fused.items, fused.scores, fused.ranks,
+            np.zeros((1, batch.events.histories.shape[1]), np.int32),
+        )  # fmt: skip
+        self.events += stop - batch.done
+        batch.done = stop
 
     def process(
         self,
@@ -399,56 +267,39 @@ class Fusion:
         exclude: str = "none",
         test_all: bool = False,
     ) -> Fused:
-        """For each event in order: rank it and adapt the weights, learn it, recommend what may come after it.
-
-        Args:
-            items: (E,) item numbers; 0 is not learnt.
-            kinds: (E,) event kinds.
-            seconds: (E,) event times.
-            histories: what the users did before each event, events of this batch included.
-            top_k: K.
-            neural: scores of the version named by `set_model`, None before there is one.
-            exclude: never recommend again what the user has ``seen`` or ``purchased`` (as far as the history
-                tells), or ``none``.
-            test_all: rank every event, not only those the weights learn from (before-scores are then for all).
-        """
-        events = len(items)
-        adapted = self.tests(events)
-        tested = np.ones(events, np.bool_) if test_all else adapted
-        self.reserve(int(max(items.max(initial=0), histories.items.max(initial=0))) + 1)
-        fused = Fused(
-            np.zeros((events, top_k), np.int32), np.zeros((events, top_k), np.float32), np.zeros(events, np.float32)
-        )
-        scores = NeuralScores(_NO_SCORES, _NO_TOP, _NO_SCORES, _NO_TOP) if neural is None else neural
-        batch = _Events(items, kinds, seconds, histories.items, histories.kinds, histories.seconds, histories.lengths)
-        _process(
-            self._workspace, self.transitions.arrays, self.popularity.arrays, self.weights, batch, tested, adapted,
-            scores.before, scores.before_top, scores.after, scores.after_top, self._row_of, self._number_of,
-            EXCLUDE[exclude], self._blocked, fused.items, fused.scores, fused.ranks,
-            np.zeros(histories.items.shape[1], np.int32), np.zeros(0, np.float32), np.zeros(0, np.int32),
-        )  # fmt: skip
-        self.events += events
-        return fused
+        """`begin` a batch and `advance` through all of it."""
+        batch = self.begin(items, kinds, seconds, histories, top_k=top_k, exclude=exclude, test_all=test_all)
+        self.advance(batch, len(items), neural)
+        return batch.fused
 
     def to_arrays(self) -> dict[str, NDArray[Any]]:
         """Everything learnt, as arrays to store."""
         state: dict[str, NDArray[Any]] = {
-            "values": self.weights.values.copy(),
-            "squares": self.weights.squares.copy(),
+            "format": np.array([FORMAT], np.int64),
             "counters": np.array([self.model, self.events], np.int64),
         }
+        state |= {f"weights.{name}": value for name, value in self.weights.copied().items()}
         state |= {f"transitions.{name}": value for name, value in self.transitions.to_arrays().items()}
         state |= {f"popularity.{name}": value for name, value in self.popularity.to_arrays().items()}
         return state
 
     def load_arrays(self, stored: dict[str, NDArray[Any]]) -> None:
-        """Continue from what `to_arrays` gave; `set_model` must follow where a model is in use."""
-        self.weights = _Weights(stored["values"].copy(), stored["squares"].copy())
-        self.model, self.events = (int(value) for value in stored["counters"])
-        parts: dict[str, dict[str, NDArray[Any]]] = {"transitions": {}, "popularity": {}}
+        """Continue from what `to_arrays` gave; `set_model` must follow where a model is in use.
+
+        Raises:
+            StateError: another release gave it, in another format.
+        """
+        version = int(stored["format"][0]) if "format" in stored else 1
+        if version != FORMAT:
+            what = "what was learnt before cannot be continued"
+            why = f"it is in format {version}, this release reads format {FORMAT}"
+            raise StateError(what, why, "nothing to do: it is learnt again from the events to come")
+        parts: dict[str, dict[str, NDArray[Any]]] = {"weights": {}, "transitions": {}, "popularity": {}}
         for name, value in stored.items():
             part, dot, field = name.partition(".")
             if dot:
                 parts[part][field] = value
+        self.weights = Weights(**{name: parts["weights"][name].copy() for name in Weights._fields})
+        self.model, self.events = (int(value) for value in stored["counters"])
         self.transitions.load_arrays(parts["transitions"])
         self.popularity.load_arrays(parts["popularity"])

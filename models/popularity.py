@@ -8,34 +8,31 @@ a list of the most popular ones, so the lists are exact at every moment and cost
 Letters: C items the arrays have room for, L half-lives, T length of a list of the most popular items.
 """
 
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple
 
-import numba as nb
 import numpy as np
 from numpy.typing import NDArray
 
+from models.kernels import grown, jit
+
 HALF_LIVES: Final = (100.0, 1_000.0, 10_000.0, 100_000.0)  # events: a spread of three decades, the weights are learnt
 LIVES: Final = len(HALF_LIVES)
-LISTED: Final = 16
+LISTED: Final = 10  # 16 listed 30 more candidates and found no more
 _RESCALE_AT: Final = 1e12  # leaves float32 26 decades above its smallest number for items not seen for long
 _NOTHING: Final = -1e30  # log of no weight at all: finite, so that differences stay numbers
 _FORGOTTEN: Final = np.float32(1e-30)
-
-# Without numba's reference counting (`_nrt`): the kernels allocate nothing, and counting references to arrays handed
-# from function to function took two thirds of the time. Arrays are kept alive by the Python caller.
-jit = nb.njit(cache=True, nogil=True, error_model="numpy", fastmath={"contract", "nsz", "arcp", "reassoc"}, _nrt=False)
 
 
 class PopularityArrays(NamedTuple):
     """What the kernels see."""
 
-    weight: NDArray[np.float32]  # (C, L) in units that grow with time
-    log_weight: NDArray[np.float32]  # (C, L)
+    rows: NDArray[np.float32]  # (C, 2 L) weights in units that grow with time, then their logarithms: read together
     scale: NDArray[np.float64]  # (L,) weight of one event now
     mass: NDArray[np.float64]  # (L,) decayed number of events
     decay: NDArray[np.float64]  # (L,) per event
     listed: NDArray[np.uint8]  # (C,) bit l: the item stands in list l
     top: NDArray[np.int32]  # (L, T) most popular items, unordered, 0 = empty
+    least: NDArray[np.float32]  # (L,) no item in the list weighs less: weights only grow
 
 
 @jit  # type: ignore[untyped-decorator]
@@ -45,11 +42,11 @@ def note(arrays: PopularityArrays, item: np.int32, times: float) -> None:
         decay = arrays.decay[life] if times == 1.0 else arrays.decay[life] ** times
         arrays.scale[life] /= decay
         arrays.mass[life] = arrays.mass[life] * decay + times
-        arrays.weight[item, life] += np.float32(times * arrays.scale[life])
+        arrays.rows[item, life] += np.float32(times * arrays.scale[life])
         if arrays.scale[life] > _RESCALE_AT:
             _rescale(arrays, life)
-        arrays.log_weight[item, life] = np.float32(np.log(arrays.weight[item, life]))
-        if not (arrays.listed[item] >> life) & 1:
+        arrays.rows[item, LIVES + life] = np.float32(np.log(arrays.rows[item, life]))
+        if not (arrays.listed[item] >> life) & 1 and arrays.rows[item, life] > arrays.least[life]:
             _enter(arrays, life, item)
 
 
@@ -59,10 +56,11 @@ def _enter(arrays: PopularityArrays, life: int, item: np.int32) -> None:
     top = arrays.top[life]
     weakest, least = 0, np.float32(np.inf)
     for place in range(top.shape[0]):
-        weight = arrays.weight[top[place], life]  # item 0 weighs nothing: empty places are the weakest
+        weight = arrays.rows[top[place], life]  # item 0 weighs nothing: empty places are the weakest
         if weight < least:
             weakest, least = place, weight
-    if arrays.weight[item, life] > least:
+    arrays.least[life] = least
+    if arrays.rows[item, life] > least:
         arrays.listed[top[weakest]] &= ~np.uint8(1 << life)
         top[weakest] = item
         arrays.listed[item] |= np.uint8(1 << life)
@@ -72,15 +70,16 @@ def _enter(arrays: PopularityArrays, life: int, item: np.int32) -> None:
 def _rescale(arrays: PopularityArrays, life: int) -> None:
     factor = np.float32(1.0 / arrays.scale[life])
     shift = np.float32(np.log(arrays.scale[life]))
-    for item in range(arrays.weight.shape[0]):
-        weight = arrays.weight[item, life] * factor
+    for item in range(arrays.rows.shape[0]):
+        weight = arrays.rows[item, life] * factor
         if weight > _FORGOTTEN:
-            arrays.weight[item, life] = weight
-            arrays.log_weight[item, life] -= shift
+            arrays.rows[item, life] = weight
+            arrays.rows[item, LIVES + life] -= shift
         else:
-            arrays.weight[item, life] = 0
-            arrays.log_weight[item, life] = _NOTHING
+            arrays.rows[item, life] = 0
+            arrays.rows[item, LIVES + life] = _NOTHING
     arrays.scale[life] = 1.0
+    arrays.least[life] = 0
 
 
 @jit  # type: ignore[untyped-decorator]
@@ -102,30 +101,28 @@ class Popularity:
 
     def __init__(self, capacity: int = 1024) -> None:
         self.arrays = PopularityArrays(
-            weight=np.zeros((capacity, LIVES), np.float32),
-            log_weight=np.full((capacity, LIVES), _NOTHING, np.float32),
+            rows=_blank(capacity),
             scale=np.ones(LIVES),
             mass=np.zeros(LIVES),
             decay=0.5 ** (1.0 / np.array(HALF_LIVES)),
             listed=np.zeros(capacity, np.uint8),
             top=np.zeros((LIVES, LISTED), np.int32),
+            least=np.zeros(LIVES, np.float32),
         )
 
     def reserve(self, capacity: int) -> None:
         """Make room for item numbers below ``capacity``."""
         arrays = self.arrays
-        if capacity > len(arrays.weight):
-            self.arrays = arrays._replace(
-                weight=grown(arrays.weight, capacity),
-                log_weight=grown(arrays.log_weight, capacity, _NOTHING),
-                listed=grown(arrays.listed, capacity),
-            )
+        if capacity > len(arrays.rows):
+            rows = _blank(capacity)
+            rows[: len(arrays.rows)] = arrays.rows
+            self.arrays = arrays._replace(rows=rows, listed=grown(arrays.listed, capacity))
 
     def learn(self, items: NDArray[np.int32], times: NDArray[np.float32] | None = None) -> None:
         """Count events of items (N,) in order, each ``times`` (N,) often (once when None); item 0 is skipped."""
         if not len(items):
             return
-        if int(items.max()) >= len(self.arrays.weight):
+        if int(items.max()) >= len(self.arrays.rows):
             self.reserve(1 << int(items.max()).bit_length())
         _note_many(self.arrays, items, np.ones(len(items), np.float32) if times is None else times)
 
@@ -134,7 +131,7 @@ class Popularity:
         life = HALF_LIVES.index(half_life)
         arrays = self.arrays
         whole = max(arrays.scale[life] * arrays.mass[life], 1e-300)
-        shares: NDArray[np.float64] = arrays.weight[items, life].astype(np.float64) / whole
+        shares: NDArray[np.float64] = arrays.rows[items, life].astype(np.float64) / whole
         return shares
 
     def to_arrays(self) -> dict[str, NDArray[np.generic]]:
@@ -146,8 +143,7 @@ class Popularity:
         self.arrays = PopularityArrays(**{name: stored[name].copy() for name in PopularityArrays._fields})  # type: ignore[arg-type]
 
 
-def grown(array: NDArray[Any], capacity: int, fill: float = 0) -> NDArray[Any]:
-    """A copy of (C, ...) with room for ``capacity`` rows, new rows filled with ``fill``."""
-    larger = np.full((capacity, *array.shape[1:]), fill, array.dtype)
-    larger[: len(array)] = array
-    return larger
+def _blank(capacity: int) -> NDArray[np.float32]:
+    rows = np.zeros((capacity, 2 * LIVES), np.float32)
+    rows[:, LIVES:] = _NOTHING
+    return rows

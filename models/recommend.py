@@ -193,7 +193,7 @@ class Recommender:
                 self._staged.follow(part.arena, part.slots, numbers[part.at], kinds[part.at], gaps[part.at])
         tested = _NO_RANKS
         if self.fusion is not None:
-            before = np.where(previous[:, None] >= 0, hidden[previous], first[user]) if model else _NO_VECTORS
+            before = _Before(previous, hidden, first, user)
             fused = rank_fused(
                 self.fusion, model, numbers, kinds, seconds, histories, before, hidden, self.k, policy, self.test_all
             )
@@ -336,6 +336,20 @@ class Recommender:
 def _take(array: NDArray[_Scalar], at: NDArray[np.int64]) -> NDArray[_Scalar]:
     """`array[at]` for ascending positions; no copy when they are all of them, which they nearly always are."""
     return array if len(at) == len(array) else array[at]
+
+
+@dataclass(frozen=True, slots=True)
+class _Before:
+    """Hidden vectors before events: after the user's event before it in the batch, or from before the batch."""
+
+    previous: NDArray[np.int32]  # (E,) -1 for none
+    hidden: NDArray[np.float32]  # (E, H) after each event
+    first: NDArray[np.float32]  # (U, H)
+    user: NDArray[np.int32]  # (E,)
+
+    def __getitem__(self, events: NDArray[np.int64], /) -> NDArray[np.float32]:
+        previous = self.previous[events]
+        return np.where(previous[:, None] >= 0, self.hidden[previous], self.first[self.user[events]])
 
 
 def _last_of_each_user(parts: Sequence[Part]) -> NDArray[np.int64]:

@@ -5,287 +5,19 @@ Every item has one row of W successors. An event of item j after a user's items 
 direction in j's own row: people go back and forth between alternatives. Item number 0 stands for "no item yet", so its
 row holds the first items of users. A second, hashed table counts what followed a pair of items (h2, h1).
 
-The W slots of a row are a hot zone of the 32 strongest, sorted, which is what gets read when recommending, and an
-unsorted cold rest where newcomers gather evidence. A newcomer takes the place of the weakest of a few cold slots under
-a moving hand, a cold slot that outgrows the last hot one moves up. A row whose total passes a limit is halved: counts
-stay bounded and old habits fade.
+What the rows are made of and how they stay bounded is told in `models.transition_rows`.
 
 Letters: C items the arrays have room for, W row width, N (from, to) pairs, P places of the pair table.
 References: Shani, Heckerman, Brafman, "An MDP-based recommender system", JMLR 2005 (skipping transitions).
 """
 
-from typing import Any, Final, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from models.popularity import grown, jit
-
-HOT: Final = 32  # slots read per row when recommending: 64 or 128 gained under 0.002 hit rate at twice the time
-REACH: Final = 6  # distances learnt forwards: 10 ranked no better on any data set tried
-REACH_BACK: Final = 5
-PAIR_WIDTH: Final = 8
-_HAND: Final = 8  # cold slots compared when one must go
-_BLOCK: Final = 16  # slots compared at once when looking for an item
-_RICH: Final = np.float32(300.0)  # total from which far distances are sampled: 100 lost 1.5% of the hits, 300 none
-_ROW_LIMIT: Final = np.float32(1_000.0)  # 400 to 2,000 do equally well, 100 forgets too fast
-_RECENT_DECAY: Final = np.float32(0.97)  # per event of the row: the last thirty or so successors
-_RECENT_MAX: Final = np.float32(1e15)
-_PAIR_LIMIT: Final = np.float32(64.0)
-_BACK_STRENGTH: Final = np.float32(0.5)
-
-# columns of `counts`
-NEXT, SKIP, BACK, RECENT = 0, 1, 2, 3
-# columns of `totals`
-ALL_NEXT, ALL_SKIP, ALL_BACK, ALL_RECENT, SCALE = 0, 1, 2, 3, 4
-
-
-class TransitionArrays(NamedTuple):
-    """What the kernels see."""
-
-    items: NDArray[np.int32]  # (C, W) successors
-    strength: NDArray[np.float32]  # (C, W) skip + back / 2: decides who is hot and who goes
-    counts: NDArray[np.float32]  # (C, W, 4) next, skip, back, recent (in units of the row's scale)
-    totals: NDArray[np.float32]  # (C, 5) sums of the counts ever added, scale of one recent event
-    used: NDArray[np.int32]  # (C,) slots in use
-    hand: NDArray[np.int32]  # (C,) where the next victim is looked for
-    pair_tag: NDArray[np.uint32]  # (P,) which pair holds the place
-    pair_items: NDArray[np.int32]  # (P, 8)
-    pair_counts: NDArray[np.float32]  # (P, 8)
-    pair_total: NDArray[np.float32]  # (P,)
-    draws: NDArray[np.uint32]  # (1,) how often it was drawn whether to learn a far distance
-    log: NDArray[np.int32]  # (L, 3) from, to, distance: what was learnt since the last export
-    logged: NDArray[np.int64]  # (2,) entries in the log, entries dropped because it was full
-
-
-@jit  # type: ignore[untyped-decorator]
-def find(items: NDArray[np.int32], row: int, used: int, item: np.int32) -> int:
-    """The slot that holds the item, or -1. The row's width is a multiple of the block and unused slots hold 0."""
-    for base in range(0, used, _BLOCK):
-        hits = np.int32(0)
-        for s in range(_BLOCK):
-            hits += np.int32(items[row, base + s] == item)
-        if hits:
-            for s in range(base, base + _BLOCK):
-                if items[row, s] == item:
-                    return s
-    return -1
-
-
-@jit  # type: ignore[untyped-decorator]
-def _swap(
-    items: NDArray[np.int32], strength: NDArray[np.float32], counts: NDArray[np.float32], row: int, a: int, b: int
-) -> None:
-    items[row, a], items[row, b] = items[row, b], items[row, a]
-    strength[row, a], strength[row, b] = strength[row, b], strength[row, a]
-    for c in range(4):
-        counts[row, a, c], counts[row, b, c] = counts[row, b, c], counts[row, a, c]
-
-
-@jit  # type: ignore[untyped-decorator]
-def _slot(
-    items: NDArray[np.int32],
-    strength: NDArray[np.float32],
-    counts: NDArray[np.float32],
-    used: NDArray[np.int32],
-    hand: NDArray[np.int32],
-    row: int,
-    item: np.int32,
-) -> int:
-    """The item's slot in a row, taken from the weakest under the hand when the item is new and the row full."""
-    slot = find(items, row, used[row], item)
-    if slot >= 0:
-        return slot
-    width = items.shape[1]
-    if used[row] < width:
-        slot = used[row]
-        used[row] += 1
-    elif width <= HOT:
-        slot = width - 1
-    else:
-        start = HOT + hand[row] % (width - HOT)
-        hand[row] = (hand[row] + _HAND) % (width - HOT)
-        slot = start
-        for s in range(start, start + _HAND):
-            if strength[row, s] < strength[row, slot]:
-                slot = s
-    items[row, slot] = item
-    strength[row, slot] = 0
-    for c in range(4):
-        counts[row, slot, c] = 0
-    return slot
-
-
-@jit  # type: ignore[untyped-decorator]
-def _settle(
-    items: NDArray[np.int32], strength: NDArray[np.float32], counts: NDArray[np.float32], row: int, slot: int
-) -> None:
-    """Move a slot that grew to its place: up from the cold zone, then up within the sorted hot zone."""
-    if slot >= HOT:
-        if strength[row, slot] < strength[row, HOT - 1]:
-            return
-        _swap(items, strength, counts, row, slot, HOT - 1)
-        slot = HOT - 1
-    while slot > 0 and strength[row, slot - 1] < strength[row, slot]:
-        _swap(items, strength, counts, row, slot - 1, slot)
-        slot -= 1
-
-
-@jit  # type: ignore[untyped-decorator]
-def _halve(
-    strength: NDArray[np.float32], counts: NDArray[np.float32], totals: NDArray[np.float32], row: int, used: int
-) -> None:
-    half = np.float32(0.5)
-    for s in range(used):
-        strength[row, s] *= half
-        for c in range(3):
-            counts[row, s, c] *= half
-    for c in range(3):
-        totals[row, c] *= half
-
-
-@jit  # type: ignore[untyped-decorator]
-def forwards(t: TransitionArrays, row: int, item: np.int32, skip: np.float32, adjacent: np.float32) -> None:
-    """``row`` was followed by ``item``: ``skip`` of weight, ``adjacent`` times directly."""
-    items, strength, counts, totals = t.items, t.strength, t.counts, t.totals
-    slot = _slot(items, strength, counts, t.used, t.hand, row, item)
-    strength[row, slot] += skip
-    counts[row, slot, SKIP] += skip
-    totals[row, ALL_SKIP] += skip
-    if adjacent > 0:
-        counts[row, slot, NEXT] += adjacent
-        totals[row, ALL_NEXT] += adjacent
-        decay = _RECENT_DECAY if adjacent == 1 else _RECENT_DECAY**adjacent
-        totals[row, SCALE] /= decay
-        totals[row, ALL_RECENT] = totals[row, ALL_RECENT] * decay + adjacent
-        counts[row, slot, RECENT] += adjacent * totals[row, SCALE]
-        if totals[row, SCALE] > _RECENT_MAX:
-            for s in range(t.used[row]):
-                counts[row, s, RECENT] /= totals[row, SCALE]
-            totals[row, SCALE] = 1
-    _settle(items, strength, counts, row, slot)
-    if totals[row, ALL_SKIP] > _ROW_LIMIT:
-        _halve(strength, counts, totals, row, t.used[row])
-
-
-@jit  # type: ignore[untyped-decorator]
-def backwards(t: TransitionArrays, row: int, item: np.int32, weight: np.float32) -> None:
-    """``row`` followed ``item``: evidence that someone at ``row`` may want ``item``."""
-    items, strength, counts, totals = t.items, t.strength, t.counts, t.totals
-    slot = _slot(items, strength, counts, t.used, t.hand, row, item)
-    strength[row, slot] += _BACK_STRENGTH * weight
-    counts[row, slot, BACK] += weight
-    totals[row, ALL_BACK] += weight
-    _settle(items, strength, counts, row, slot)
-    if totals[row, ALL_BACK] > _ROW_LIMIT:
-        _halve(strength, counts, totals, row, t.used[row])
-
-
-@jit  # type: ignore[untyped-decorator]
-def pair_place(places: int, before: np.int32, last: np.int32) -> tuple[np.int64, np.uint32]:
-    """Where the pair (before, last) is counted, and the tag that says the place is its own (splitmix64's mixer)."""
-    h = (np.uint64(before) << np.uint64(32)) | np.uint64(last)
-    h = (h ^ (h >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    h = (h ^ (h >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    h ^= h >> np.uint64(31)
-    place = np.int64(h & np.uint64(places - 1))
-    return place, np.uint32(h >> np.uint64(32)) | np.uint32(1)
-
-
-@jit  # type: ignore[untyped-decorator]
-def learn_pair(t: TransitionArrays, before: np.int32, last: np.int32, item: np.int32) -> None:
-    """The pair (before, last) was followed by ``item``. A place in use is worn down by other pairs, then taken."""
-    place, tag = pair_place(t.pair_tag.shape[0], before, last)
-    if t.pair_tag[place] != tag:
-        t.pair_total[place] *= np.float32(0.5)
-        if t.pair_total[place] >= 1:
-            return
-        t.pair_tag[place] = tag
-        t.pair_items[place] = 0
-        t.pair_counts[place] = 0
-        t.pair_total[place] = 0
-    row, counts = t.pair_items[place], t.pair_counts[place]
-    slot = PAIR_WIDTH - 1
-    for s in range(PAIR_WIDTH):
-        if row[s] == item or row[s] == 0:
-            slot = s
-            break
-    if row[slot] != item:
-        row[slot] = item
-        counts[slot] = 0
-    counts[slot] += 1
-    t.pair_total[place] += 1
-    while slot > 0 and counts[slot - 1] <= counts[slot]:
-        row[slot - 1], row[slot] = row[slot], row[slot - 1]
-        counts[slot - 1], counts[slot] = counts[slot], counts[slot - 1]
-        slot -= 1
-    if t.pair_total[place] > _PAIR_LIMIT:
-        counts *= np.float32(0.5)
-        t.pair_total[place] *= np.float32(0.5)
-
-
-@jit  # type: ignore[untyped-decorator]
-def learn_event(t: TransitionArrays, history: NDArray[np.int32], length: int, item: np.int32) -> None:
-    """Learn that ``item`` came after ``history`` (X,), newest first, of which ``length`` are there."""
-    if length == 0:
-        _learn_one(t, np.int32(0), item, 1)
-    for d in range(1, min(length, REACH) + 1):
-        if history[d - 1] > 0:
-            _learn_one(t, history[d - 1], item, d)
-    if length >= 2 and history[0] > 0 and history[1] > 0:
-        learn_pair(t, history[1], history[0], item)
-
-
-@jit  # type: ignore[untyped-decorator]
-def _weight(t: TransitionArrays, total: np.float32, distance: int) -> np.float32:
-    """1 / distance; in a rich row 1 for one event in ``distance`` instead: the same on average, for less work.
-
-    The draws are a Weyl sequence, more even than random ones.
-    """
-    if distance == 1 or total < _RICH:
-        return np.float32(1.0) / np.float32(distance)
-    t.draws[0] += np.uint32(0x9E3779B1)
-    return np.float32(np.uint64(t.draws[0]) * np.uint64(distance) < np.uint64(1 << 32))
-
-
-@jit  # type: ignore[untyped-decorator]
-def _learn_one(t: TransitionArrays, before: np.int32, item: np.int32, distance: int) -> None:
-    weight = _weight(t, t.totals[before, ALL_SKIP], distance)
-    if weight > 0:
-        forwards(t, before, item, weight, np.float32(1.0 if distance == 1 else 0.0))
-    if before > 0 and distance <= REACH_BACK:
-        weight = _weight(t, t.totals[item, ALL_BACK], distance)
-        if weight > 0:
-            backwards(t, item, before, weight)
-    if t.log.shape[0] == 0:
-        return
-    if t.logged[0] < t.log.shape[0]:
-        place = t.logged[0]
-        t.log[place, 0], t.log[place, 1], t.log[place, 2] = before, item, distance
-        t.logged[0] += 1
-    else:
-        t.logged[1] += 1
-
-
-@jit  # type: ignore[untyped-decorator]
-def _learn_many(
-    t: TransitionArrays, histories: NDArray[np.int32], lengths: NDArray[np.int32], items: NDArray[np.int32]
-) -> None:
-    for e in range(items.shape[0]):
-        if items[e] > 0:
-            learn_event(t, histories[e], lengths[e], items[e])
-
-
-@jit  # type: ignore[untyped-decorator]
-def _merge(
-    t: TransitionArrays, before: NDArray[np.int32], after: NDArray[np.int32], weights: NDArray[np.float32]
-) -> None:
-    for i in range(before.shape[0]):
-        if after[i] <= 0:
-            continue
-        forwards(t, before[i], after[i], weights[i, 0], weights[i, 1])
-        if before[i] > 0 and weights[i, 2] > 0:
-            backwards(t, after[i], before[i], weights[i, 2])
+from models.kernels import grown
+from models.transition_rows import PAIR_WIDTH, SKIP, TransitionArrays, add_up, learn_many, merge_pairs
 
 
 class Deltas(NamedTuple):
@@ -302,7 +34,7 @@ class Transitions:
     Args:
         capacity: items to make room for at first; grows by doubling.
         slots: bound on the successors remembered in all. Rows are as wide as it allows, 16 to 128, and get narrower as
-            the catalogue grows (24 bytes a slot: the default takes at most 100 MB up to 262,144 items).
+            the catalogue grows (20 bytes a slot: the default takes at most 84 MB up to 262,144 items).
         pair_places: places of the pair table, a power of two (72 bytes each).
         log_size: transitions kept for the next export; 0 turns sharing off.
 
@@ -318,13 +50,11 @@ class Transitions:
     ) -> None:
         self.slots = slots
         width = self._width(capacity)
-        totals = np.zeros((capacity, 5), np.float32)
-        totals[:, SCALE] = 1
         self.arrays = TransitionArrays(
             items=np.zeros((capacity, width), np.int32),
             strength=np.zeros((capacity, width), np.float32),
-            counts=np.zeros((capacity, width, 4), np.float32),
-            totals=totals,
+            counts=np.zeros((capacity, width, 3), np.float32),
+            totals=np.zeros((capacity, 3), np.float32),
             used=np.zeros(capacity, np.int32),
             hand=np.zeros(capacity, np.int32),
             pair_tag=np.zeros(pair_places, np.uint32),
@@ -355,13 +85,11 @@ class Transitions:
             items = np.take_along_axis(items, order, axis=1)
             strength = np.take_along_axis(strength, order, axis=1)
             counts = np.take_along_axis(counts, order[:, :, None], axis=1)
-        totals = grown(arrays.totals, capacity)
-        totals[len(arrays.totals) :, SCALE] = 1
         self.arrays = arrays._replace(
             items=grown(items, capacity),
             strength=grown(strength, capacity),
             counts=grown(counts, capacity),
-            totals=totals,
+            totals=grown(arrays.totals, capacity),
             used=grown(np.minimum(arrays.used, width).astype(np.int32), capacity),
             hand=grown(arrays.hand, capacity),
         )
@@ -377,7 +105,7 @@ class Transitions:
         if not len(items):
             return
         self._make_room(max(int(items.max()), int(histories.max(initial=0))))
-        _learn_many(self.arrays, histories, lengths, items)
+        learn_many(self.arrays, histories, lengths, items)
 
     def _make_room(self, largest: int) -> None:
         if largest >= self.capacity:
@@ -392,22 +120,19 @@ class Transitions:
     def export(self) -> Deltas:
         """What was learnt since the last export (merged deltas of others are not part of it)."""
         arrays = self.arrays
-        log = arrays.log[: int(arrays.logged[0])]
-        key = (log[:, 0].astype(np.int64) << 32) | log[:, 1]
-        pairs, which = np.unique(key, return_inverse=True)
-        distance = log[:, 2]
-        skip = np.bincount(which, 1.0 / np.maximum(distance, 1), len(pairs))
-        adjacent = np.bincount(which, distance == 1, len(pairs))
-        back = np.bincount(which, np.where(distance <= REACH_BACK, 1.0 / np.maximum(distance, 1), 0.0), len(pairs))
+        logged = int(arrays.logged[0])
+        before, after = np.empty(logged, np.int32), np.empty(logged, np.int32)
+        weights = np.zeros((logged, 3), np.float32)
+        places = np.full(1 << (2 * logged).bit_length(), -1, np.int32)
+        pairs = add_up(arrays.log, logged, places, before, after, weights)
         arrays.logged[:] = 0
-        before, after = (pairs >> 32).astype(np.int32), (pairs & 0xFFFFFFFF).astype(np.int32)
-        return Deltas(before, after, np.stack([skip, adjacent, back], axis=1).astype(np.float32))
+        return Deltas(before[:pairs], after[:pairs], weights[:pairs])
 
     def merge(self, deltas: Deltas) -> None:
         """Add what another process learnt, its item numbers translated to this one's; 0 as ``after`` is skipped."""
         if len(deltas.before):
             self._make_room(max(int(deltas.before.max()), int(deltas.after.max())))
-            _merge(self.arrays, deltas.before, deltas.after, deltas.weights)
+            merge_pairs(self.arrays, deltas.before, deltas.after, deltas.weights)
 
     def to_arrays(self) -> dict[str, NDArray[Any]]:
         """Everything learnt, as arrays to store."""

@@ -137,7 +137,7 @@ class TransitionExchange(Service):  # type: ignore[misc]
                 {name[len(_PREFIX) :]: value for name, value in arrays.items() if name.startswith(_PREFIX)}
             )
             self._position = int(arrays["position"][0])
-        except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        except (OSError, ValueError, KeyError, zipfile.BadZipFile, StateError) as error:
             log.warning("Cannot use the transitions kept in %s, starting without: %s", self._path, error)
             _set_aside(self._path)
 

@@ -32,8 +32,10 @@ def encode_deltas(deltas: Deltas, index: ItemIndex) -> Iterator[bytes]:
     for start in range(0, len(deltas.before), _PAIRS_PER_MESSAGE):
         part = slice(start, start + _PAIRS_PER_MESSAGE)
         before, after = deltas.before[part], deltas.after[part]
-        numbers = np.unique(np.concatenate([before, after]))
-        numbers = numbers[numbers > 0]
+        used = np.zeros(int(max(before.max(), after.max())) + 1, np.bool_)
+        used[before] = used[after] = True
+        used[0] = False
+        numbers = np.flatnonzero(used)
         ids = [(index.ids[number] or "").encode() for number in numbers.tolist()]
         named = np.array([bool(item_id) for item_id in ids], np.bool_)
         place = np.zeros(int(numbers.max(initial=0)) + 1, np.uint32)

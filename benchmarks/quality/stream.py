@@ -22,8 +22,6 @@ from state.store import UserStore
 from streams.console import Bar
 from streams.settings import Settings
 
-_HUGE = 1e30  # its root is still far from the largest float32
-
 
 class _Worker:
     """A recommender and its users."""
@@ -109,10 +107,10 @@ def stream(log: Log, settings: Settings, learning: LearningPath, batch: int, bar
 def _memory_alone() -> Fusion:
     """A fusion that ranks by the transition memory and its popularity back-off and never learns to trust anything else.
 
-    Its weights begin that way; with huge sums of squared gradients AdaGrad takes no steps.
+    Its weights begin that way.
     """
     fusion = Fusion()
-    fusion.weights.squares[:] = _HUGE
+    fusion.weights.freeze()
     return fusion
 
 

@@ -63,7 +63,7 @@ def test_the_memory_finds_the_walks_and_the_fused_system_is_no_worse(ran: tuple[
 
 def test_the_memory_alone_never_adapts() -> None:
     from benchmarks.quality.stream import _memory_alone
-    from models.fusion import Histories
+    from models.batches import Histories
 
     fusion = _memory_alone()
     before = fusion.weights.values.copy()

@@ -3,9 +3,12 @@ from collections import defaultdict
 import numpy as np
 import pytest
 
-from models.candidates import F_NEURAL, fast_exp, fast_log
-from models.fusion import Fused, Fusion, Histories, NeuralScores
+from models.batches import Fused, Histories, NeuralScores
+from models.features import F_NEURAL
+from models.fusion import Fusion
+from models.kernels import fast_exp, fast_log
 from models.transitions import Transitions
+from state.errors import StateError
 
 X = 50
 Log = tuple[np.ndarray, np.ndarray, np.ndarray, Histories]
@@ -72,6 +75,28 @@ def test_how_a_stream_is_cut_into_batches_changes_nothing(batch):
     np.testing.assert_array_equal(got.items, expected.items)
     np.testing.assert_array_equal(got.scores, expected.scores)
     np.testing.assert_array_equal(got.ranks, expected.ranks)
+
+
+@pytest.mark.parametrize("rows", [1, 7, 200])
+def test_a_batch_may_be_advanced_in_pieces(rows):
+    log, number_of_row = noisy_walk(200), np.arange(81, dtype=np.int32)
+    scores, top = neural_for(log[0], 81, 2.0, 0)
+    whole, pieces = Fusion(), Fusion()
+    for fusion in (whole, pieces):
+        fusion.set_model(5, number_of_row)
+        fusion.events = (1 << 16) - 50  # some events are not tested
+    tested = np.flatnonzero(whole.tests(200))
+    expected = whole.process(*log, neural=NeuralScores(scores, top, scores[tested], top[tested]))
+    batch = pieces.begin(*log)
+    for start in range(0, 200, rows):
+        stop = min(start + rows, 200)
+        tests = tested[(tested >= start) & (tested < stop)]
+        neural = NeuralScores(scores[start:stop], top[start:stop], scores[tests], top[tests])
+        pieces.advance(batch, stop, neural)
+    np.testing.assert_array_equal(batch.fused.items, expected.items)
+    np.testing.assert_array_equal(batch.fused.scores, expected.scores)
+    np.testing.assert_array_equal(batch.fused.ranks, expected.ranks)
+    assert pieces.events == whole.events
 
 
 def test_the_rank_is_the_place_in_the_list_a_user_would_have_been_shown():
@@ -229,3 +254,13 @@ def test_fast_logarithm_and_exponential_are_close():
     np.testing.assert_allclose(logs, np.log(x), atol=2e-4, rtol=0)
     y = np.linspace(-70, 0, 5000).astype(np.float32)
     np.testing.assert_allclose([fast_exp(v) for v in y], np.exp(y), rtol=1e-4)
+
+
+def test_state_of_another_format_is_refused():
+    stored = Fusion().to_arrays()
+    stored["format"] = np.array([1])
+    with pytest.raises(StateError, match="format 1"):
+        Fusion().load_arrays(stored)
+    del stored["format"]  # the first format did not name itself
+    with pytest.raises(StateError, match="learnt again"):
+        Fusion().load_arrays(stored)

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from models.popularity import HALF_LIVES, LISTED, Popularity
+from models.popularity import HALF_LIVES, LISTED, LIVES, Popularity
 
 
 def brute_force(items: np.ndarray, half_life: float) -> dict[int, float]:
@@ -27,7 +27,7 @@ def test_lists_hold_exactly_the_most_popular_items():
     for part in range(40):  # tastes drift, so items enter and leave the lists
         popularity.learn((rng.integers(1, 60, 200) + 10 * part).clip(1, 500).astype(np.int32))
         for life, top in enumerate(popularity.arrays.top):
-            weight = popularity.arrays.weight[:, life]
+            weight = popularity.arrays.rows[:, life]
             listed = top[top > 0]
             assert len(set(listed.tolist())) == len(listed)
             assert weight[listed].min() >= np.sort(weight)[-LISTED]
@@ -48,7 +48,7 @@ def test_growing_keeps_what_was_learnt_and_nothing_is_learnt_for_no_item():
     before = popularity.shares(np.array([2, 3], np.int32), 100.0)
     popularity.reserve(1000)
     np.testing.assert_array_equal(popularity.shares(np.array([2, 3], np.int32), 100.0), before)
-    assert popularity.arrays.weight[0].max() == 0
+    assert popularity.arrays.rows[0, :LIVES].max() == 0
 
 
 def test_stored_state_continues_bit_for_bit():

@@ -358,10 +358,13 @@ def test_items_of_restored_histories_are_not_shown_before_something_names_them()
     advanced = after.send(("ann", "new", VIEW, T0 + 10**6))
     assert after.lists(advanced) == [["new"]]
     assert advanced.scores[0, 1:].tolist() == [-np.inf] * 4
-    after.recommender.items.number("i4")  # the catalogue names it
+    for named in ("i4", "i0", "i1"):  # by the catalogue; i2 and i5 stay unnamed
+        after.recommender.items.number(named)
     advanced = after.send(("bob", "i3", VIEW, T0 + 10**6), ("ann", "new", VIEW, T0 + 2 * 10**6))
-    assert None not in after.lists(advanced)[1]
-    assert {"new", "i3", "i4"} == set(after.lists(advanced)[1])
+    shown = after.lists(advanced)[1]
+    assert None not in shown
+    assert set(shown) <= {"new", "i0", "i1", "i3", "i4"}
+    assert len(shown) >= 3  # five of the seven candidates have a name
 
 
 def test_an_empty_batch_does_nothing(gru):

@@ -5,7 +5,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from models.transitions import BACK, HOT, NEXT, REACH, REACH_BACK, SKIP, Deltas, Transitions, pair_place
+from models.transition_rows import BACK, HOT, NEXT, REACH, REACH_BACK, SKIP, pair_place
+from models.transitions import Deltas, Transitions
 
 X = 12
 

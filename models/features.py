@@ -1,0 +1,169 @@
+"""What each expert says about each candidate, as one row of features per expert.
+
+Nearly all of them are logarithms of smoothed probabilities, so that a weighted sum is a weighted product of experts.
+Sums over the transition memory and the user's history are gathered by `models.candidates`; here they become features.
+Loops are short and run over one or two rows: the compiler turns these into vector instructions, one long loop it does
+not.
+
+Letters: C items the arrays have room for, N candidates, F features, X length of a history, V rows of a model.
+"""
+
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from models.kernels import fast_log, jit, padded
+from models.popularity import HALF_LIVES, LIVES
+from models.transition_rows import ALL_NEXT
+
+FEATURES: Final = (
+    "mixture", "next", "skip_5", "skip_10", "pair", "popular_100", "popular_1k", "popular_10k", "popular_100k",
+    "back_5", "two_hops", "agreement", "own", "own_nearness", "own_log_count", "own_successor", "known_next", "is_last",
+    "neural", "not_in_model",
+)  # fmt: skip
+(
+    MIXTURE, F_NEXT, F_SKIP5, F_SKIP10, F_PAIR, F_POPULAR, _P1, _P2, _P3,
+    F_BACK5, F_HOPS, F_AGREE, F_OWN, F_NEAR, F_COUNT, F_OWN_NEXT, F_KNOWN_NEXT, F_LAST,
+    F_NEURAL, F_NO_ROW,
+) = range(len(FEATURES))  # fmt: skip
+# What is summed up per candidate, one row each. Names in 5 weigh the last items by 1/d, names in 10 all alike.
+A_NEXT, A_SKIP5, A_SKIP10, A_AGE, A_COUNT, A_PAIR, A_OWN_NEXT, A_BACK5, A_HOPS, A_AGREE = range(10)
+ACCUMULATORS: Final = 10
+SMOOTHING: Final = np.float32(20.0)  # events of popularity mixed into a row: 2 to 20 do equally well
+NEAR: Final = 5
+_SHIFT: Final = np.float32(8.0)  # centres logarithms of probabilities near 0; cancels in the softmax
+_FLOORS: Final = (0.01 / np.array(HALF_LIVES)).astype(np.float32)  # a share of popularity counts as at least so much
+_LOG_FLOORS: Final = np.log(_FLOORS) + _SHIFT
+
+
+@jit  # type: ignore[untyped-decorator]
+def popularity_features(
+    f: NDArray[np.float32],  # (F, N) out
+    popular: NDArray[np.float32],  # (N,) out: mean share of all events
+    items: NDArray[np.int32],  # (N,)
+    popularity: NDArray[np.float32],  # (C, 2 L) weights and their logarithms
+    scale: NDArray[np.float64],  # (L,)
+    mass: NDArray[np.float64],  # (L,)
+    n: int,
+) -> None:
+    """Popularity under each half-life. Columns past N hold finite leftovers, here and below, and are never chosen."""
+    m = padded(n)
+    for k in range(m):
+        popular[k] = 0
+    for life in range(LIVES):
+        whole = max(scale[life] * mass[life], 1e-30)
+        share, floor = np.float32(0.25 / whole), np.float32(0.25) * _FLOORS[life]
+        for k in range(m):
+            popular[k] += min(max(popularity[np.uintp(items[k]), life] * share, floor), np.float32(0.25))
+        centre, log_floor = np.float32(np.log(whole) - _SHIFT), _LOG_FLOORS[life]
+        for k in range(m):
+            f[F_POPULAR + life, k] = max(popularity[np.uintp(items[k]), LIVES + life] - centre, log_floor)
+
+
+@jit  # type: ignore[untyped-decorator]
+def memory_features(
+    f: NDArray[np.float32],  # (F, N) out
+    sums: NDArray[np.float32],  # (10, N)
+    popular: NDArray[np.float32],  # (N,)
+    totals: NDArray[np.float32],  # (C, 3) of `Transitions`
+    last: int,  # the user's last item
+    n: int,
+    length: int,  # of the history
+    rows: int,  # of the memory that were read
+    pair_total: np.float32,
+) -> None:
+    """What followed the user's last items, backed off to popularity."""
+    m = padded(n)
+    back_off_next = SMOOTHING / (totals[last, ALL_NEXT] + SMOOTHING)
+    distances = np.float32(0.0)
+    for d in range(min(max(length, 1), NEAR)):
+        distances += np.float32(1.0) / np.float32(d + 1)
+    per_distance = np.float32(1.0) / distances
+    per_row = np.float32(1.0) / np.float32(max(1, rows))
+    per_pair = np.float32(1.0) / (pair_total + np.float32(1.0))
+    faint, light = np.float32(0.05), np.float32(0.1)
+    for k in range(m):
+        f[F_NEXT, k] = sums[A_NEXT, k] + back_off_next * popular[k]
+    for k in range(m):
+        f[F_SKIP5, k] = sums[A_SKIP5, k] * per_distance + faint * popular[k]
+    for k in range(m):
+        f[F_SKIP10, k] = sums[A_SKIP10, k] * per_row + faint * popular[k]
+    for k in range(m):
+        f[F_PAIR, k] = (sums[A_PAIR, k] + f[F_NEXT, k]) * per_pair
+    for k in range(m):
+        f[F_BACK5, k] = sums[A_BACK5, k] * per_distance + faint * popular[k]
+    for k in range(m):
+        f[F_HOPS, k] = sums[A_HOPS, k] + faint * popular[k]
+    for k in range(m):
+        f[MIXTURE, k] = np.float32(0.3) * (f[F_NEXT, k] + f[F_SKIP5, k]) + np.float32(0.2) * f[F_PAIR, k]
+    for k in range(m):
+        f[MIXTURE, k] += light * f[F_SKIP10, k]
+    for row in (MIXTURE, F_NEXT, F_SKIP5, F_SKIP10, F_PAIR, F_BACK5, F_HOPS):
+        for k in range(m):
+            f[row, k] = fast_log(f[row, k]) + _SHIFT
+    for k in range(m):
+        f[F_KNOWN_NEXT, k] = np.float32(sums[A_NEXT, k] > 0)
+    for k in range(m):
+        f[F_AGREE, k] = sums[A_AGREE, k]
+
+
+@jit  # type: ignore[untyped-decorator]
+def own_features(
+    f: NDArray[np.float32],
+    sums: NDArray[np.float32],
+    place: NDArray[np.int32],  # (C,) an item's column
+    histories: NDArray[np.int32],  # (E, X)
+    e: int,
+    length: int,
+    n: int,
+) -> None:
+    """How the user met a candidate before. Most they have not: only the columns of their own items are computed."""
+    m = padded(n)
+    for row in (F_OWN, F_NEAR, F_COUNT, F_OWN_NEXT, F_LAST):
+        for k in range(m):
+            f[row, k] = 0
+    for d in range(length):
+        item = histories[e, d]
+        if item == 0:
+            continue
+        column = np.uintp(place[np.uintp(item)])
+        age = sums[A_AGE, column]
+        if age == d + 1:  # its latest event
+            f[F_OWN, column] = 1
+            f[F_NEAR, column] = np.float32(1.0) / age
+            f[F_COUNT, column] = fast_log(sums[A_COUNT, column])
+            f[F_OWN_NEXT, column] = fast_log(np.float32(1.0) + sums[A_OWN_NEXT, column])
+            f[F_LAST, column] = np.float32(age == 1)
+
+
+@jit  # type: ignore[untyped-decorator]
+def neural_features(
+    f: NDArray[np.float32],
+    items: NDArray[np.int32],
+    n: int,
+    scores: NDArray[np.float32],  # (E, V), or (0, 0) without a model
+    e: int,
+    row_of: NDArray[np.int32],  # (C,) item number -> row, 0 = none
+) -> None:
+    """Scores less their mean over the candidates (a constant cancels in the softmax); unknown items get the mean."""
+    m = padded(n)
+    if e >= scores.shape[0]:
+        for k in range(m):
+            f[F_NEURAL, k] = 0
+            f[F_NO_ROW, k] = 0
+        return
+    total, known = np.float32(0.0), np.float32(0.0)
+    for k in range(n):
+        row = row_of[np.uintp(items[k])]
+        there = np.float32(row > 0)
+        f[F_NEURAL, k] = scores[e, np.uintp(row)] if row > 0 else np.float32(0.0)
+        f[F_NO_ROW, k] = np.float32(1.0) - there
+        total += f[F_NEURAL, k]
+        known += there
+    mean = total / max(known, np.float32(1.0))
+    for k in range(n):
+        f[F_NEURAL, k] -= mean * (np.float32(1.0) - f[F_NO_ROW, k])
+    for k in range(n, m):
+        f[F_NEURAL, k] = 0
+        f[F_NO_ROW, k] = 0
