@@ -165,10 +165,7 @@ def test_with_a_key_nothing_but_recommendations_names_a_user(plain):
     assert f'{{"user_id":"{USER}-u1","items":['.encode() in shown
     assert name not in shown
 
-    other = {"pseudonym_key_file": "", "pseudonym_key": KEY[::-1]}
-    assert plain.run("trainer", "--once", **other) == 1
-    assert "the replay buffer" in plain.said and "under another pseudonym key" in plain.said
-    worker = plain.worker("other", **other)
+    worker = plain.worker("other", pseudonym_key_file="", pseudonym_key=KEY[::-1])
     try:
         assert worker.ended(60) == 1
         assert "under another pseudonym key" in worker.output()
