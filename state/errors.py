@@ -1,8 +1,9 @@
 """The one error tree of recstream.
 
 RecstreamError
-├── SettingsError      (streams.settings)  a setting is missing or invalid
+├── SettingsError      (streams.errors)    a setting is missing or invalid
 ├── BrokerError        (streams.errors)    Kafka cannot be reached or refuses
+├── TokenError         (streams.oauth)     no access token for Kafka can be had
 ├── TableError         (models.tables)     an input table cannot be read
 ├── VersionRefused     (models.registry)   a model version is corrupt or does not fit
 └── StateError         (state.errors)      a state file or record cannot be used

@@ -11,7 +11,7 @@ numbers: 978 bytes for GRU(128).
     8       model        u4       fingerprint of the model version that made `hidden`, 0 = none
     12      count        u4       events applied
     16      kind_counts  u4[3]    of them by kind
-    28      reserved     u4       0
+    28      user_key     u4       fingerprint of the key the user is named under, 0 = the id as it comes
     32      last_ms      i8       time of the last applied event, -1 = none
     40      touched_ms   i8       Kafka timestamp of the last applied event, -1 = none
     48      offsets      i8[3]    last applied offset of each input topic, -1 = none
@@ -56,7 +56,7 @@ def record_dtype(state_size: int) -> np.dtype[np.void]:
             ("model", "<u4"),
             ("count", "<u4"),
             ("kind_counts", "<u4", (3,)),
-            ("reserved", "<u4"),
+            ("user_key", "<u4"),
             ("last_ms", "<i8"),
             ("touched_ms", "<i8"),
             ("offsets", "<i8", (3,)),
@@ -157,7 +157,9 @@ def decode(values: Sequence[bytes], state_size: int) -> tuple[Rows, NDArray[np.b
     return rows, bad
 
 
-_CARRIED: Final = ("flags", "count", "kind_counts", "last_ms", "touched_ms", "offsets", "items", "times", "kinds")
+_CARRIED: Final = (
+    "flags", "count", "kind_counts", "user_key", "last_ms", "touched_ms", "offsets", "items", "times", "kinds",
+)  # fmt: skip
 
 
 def _decode_same_length(values: Sequence[bytes], state_size: int) -> tuple[Rows, NDArray[np.bool_]]:

@@ -53,6 +53,7 @@ class ReplaySettings:
         most_per_user: Most events the reservoir keeps of one user, the newest: one busy robot must not fill it.
         max_items: Most items whose count and newest time are remembered; those idle longest are forgotten first.
         seed: Chooses the reservoir's users.
+        user_key: Fingerprint of the key its users are named under, 0 without; a buffer of another key is refused.
     """
 
     capacity: int = 1_000_000
@@ -60,6 +61,7 @@ class ReplaySettings:
     most_per_user: int = 2_000
     max_items: int = 1_000_000
     seed: int = 0
+    user_key: int = 0
 
     def __post_init__(self) -> None:
         for name, least in (("capacity", 100), ("context", 0), ("most_per_user", 1), ("max_items", 1)):
@@ -121,8 +123,12 @@ class ReplayBuffer:
             raise StateError(what, "another trainer has it open", "stop that one, or use another directory") from exc
         try:
             self._log = FrameLog(directory / _FILE)
-            for head, columns in self._log.frames():
-                self._replay(head, columns)
+            try:
+                for head, columns in self._log.frames():
+                    self._replay(head, columns)
+            except StateError:
+                self._log.close()
+                raise
         except StateError:
             os.close(self._lock)
             raise
@@ -216,6 +222,7 @@ class ReplayBuffer:
             return
         columns = {name: self._columns[name][self._written : self._size] for name in _COLUMNS}
         head = {
+            "user_key": self.settings.user_key,
             "offsets": self._unwritten_offsets,
             "users": self._users.names[self._written_users :],
             "items": self._items.names[self._written_items :],
@@ -304,6 +311,13 @@ class ReplayBuffer:
 
     def _replay(self, head: Mapping[str, Any], columns: Mapping[str, NDArray[Any]]) -> None:
         """Apply a frame that was read from the file."""
+        if head.get("user_key", 0) != self.settings.user_key:
+            raise StateError(
+                what=f"the replay buffer {self._log.path} names users under another pseudonym key",
+                why="the key was set, changed or removed since it was written",
+                fix=f"give the key it was written with, or delete {self._log.path.parent}: the trainer begins anew "
+                "with the events that the topics still hold",
+            )
         self._users.extend(head["users"])
         self._items.extend(head["items"])
         self._put(columns["users"], columns["items"], columns["kinds"], columns["times_ms"])
@@ -363,6 +377,7 @@ class ReplayBuffer:
         columns = {name: self._columns[name][: self._size] for name in _COLUMNS}
         columns |= {"item_counts": self._item_counts[:known], "item_last_ms": self._item_last_ms[:known]}
         head = {
+            "user_key": self.settings.user_key,
             "offsets": self._offsets,
             "users": self._users.names,
             "items": self._items.names,

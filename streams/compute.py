@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from models.recommend import Advanced, Recommender
 from state.events import KIND_OF_TOPIC
+from state.pseudonyms import NO_PSEUDONYMS, Pseudonyms
 from streams.deadletters import DeadLetter, dead_letter
 from streams.encode import ItemFragments, Message, encode_recommendations, encode_users
 from streams.fetch import RecordBatch
@@ -52,8 +53,15 @@ class _Note:
 class Compute:
     """Decode -> advance -> encode, with the counters beside it."""
 
-    def __init__(self, recommender: Recommender, metrics: Metrics, max_event_bytes: int) -> None:
+    def __init__(
+        self,
+        recommender: Recommender,
+        metrics: Metrics,
+        max_event_bytes: int,
+        pseudonyms: Pseudonyms = NO_PSEUDONYMS,
+    ) -> None:
         self.recommender, self.metrics, self._max_event_bytes = recommender, metrics, max_event_bytes
+        self._pseudonyms = pseudonyms
         self._fragments = ItemFragments(recommender.items)
         self._names = {0: recommender.model_version}  # fingerprint 0: lists made before there was a model
         self._noted: list[_Note] = []
@@ -75,9 +83,8 @@ class Compute:
         produced = [Produced() for _ in work]
         self._reject(events, produced)
         if len(events.batch):
-            advanced = self.recommender.advance_all(
-                [partition.store for partition in partitions], events.batch, events.bounds
-            )
+            named = self._pseudonyms.rename(events.batch)
+            advanced = self.recommender.advance_all([partition.store for partition in partitions], named, events.bounds)
             now_ms = time.time_ns() // 1_000_000
             self._encode(partitions, events, advanced, now_ms, produced)
             seconds = time.perf_counter() - started

@@ -13,6 +13,7 @@ from aiokafka.errors import KafkaError
 from aiokafka.structs import TopicPartition
 
 from state.events import KIND_OF_TOPIC, TOPICS
+from state.pseudonyms import Pseudonyms
 from state.replay_buffer import ReplayBuffer
 from streams.decode import decode
 from streams.fetch import RecordBatch, fetch_batches
@@ -46,6 +47,7 @@ class EventFeed(ConsumerRebalanceListener):  # type: ignore[misc]
 
     def __init__(self, settings: Settings, buffer: ReplayBuffer) -> None:
         self._settings, self._buffer = settings, buffer
+        self._pseudonyms = Pseudonyms(settings.pseudonym_key.get_secret_value())
         self._consumer = AIOKafkaConsumer(
             **client_options(settings, "recstream-trainer"),
             group_id=f"{settings.app_id}-trainer",
@@ -159,7 +161,7 @@ class EventFeed(ConsumerRebalanceListener):  # type: ignore[misc]
         new = self._buffer.append(
             batch.topic,
             batch.partition,
-            decoded.users,
+            self._pseudonyms.names(decoded.users),
             decoded.items,
             kinds,
             decoded.times_ms,

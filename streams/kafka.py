@@ -14,14 +14,16 @@ from kafka.admin import KafkaAdminClient
 from kafka.errors import KafkaError, KafkaTimeoutError
 from kafka.net.compat import KafkaNetClient
 
-from streams.errors import BrokerError
+from streams.errors import BrokerError, SettingsError
+from streams.oauth import AsyncTokens, BlockingTokens, token_source
 from streams.probe import HandshakeFailed, greet
-from streams.settings import Settings, SettingsError
+from streams.settings import Settings
 
 CLIENT_ID = "recstream"
 
 AUTHENTICATION_HINT = (
-    "check RECSTREAM_SECURITY_PROTOCOL, the RECSTREAM_SASL_* and the RECSTREAM_SSL_* settings against the broker's"
+    "check RECSTREAM_SECURITY_PROTOCOL, the RECSTREAM_SASL_*, the RECSTREAM_SSL_* and, with OAUTHBEARER, the "
+    "RECSTREAM_OAUTH_* settings against the broker's"
 )
 REACH_HINT = (
     "start a broker (`recstream broker` runs an embedded one) or set RECSTREAM_BROKERS / --brokers to one that runs"
@@ -34,8 +36,13 @@ def uses_tls(settings: Settings) -> bool:
 
 
 def uses_sasl(settings: Settings) -> bool:
-    """Whether clients sign in with a user name and a password."""
+    """Whether clients sign in, with a password or a token."""
     return settings.security_protocol in ("SASL_PLAINTEXT", "SASL_SSL")
+
+
+def uses_tokens(settings: Settings) -> bool:
+    """Whether clients sign in with an access token."""
+    return uses_sasl(settings) and settings.sasl_mechanism == "OAUTHBEARER"
 
 
 def ssl_context(settings: Settings) -> ssl.SSLContext | None:
@@ -57,27 +64,33 @@ def ssl_context(settings: Settings) -> ssl.SSLContext | None:
     if settings.ssl_cert_file:
         try:
             context.load_cert_chain(
-                str(settings.ssl_cert_file), str(settings.ssl_key_file) if settings.ssl_key_file else None
+                str(settings.ssl_cert_file),
+                str(settings.ssl_key_file) if settings.ssl_key_file else None,
+                settings.ssl_key_password.get_secret_value,  # without one OpenSSL would ask the terminal, and wait
             )
         except OSError as error:
             raise SettingsError(
                 what=f"cannot use the client certificate {settings.ssl_cert_file}",
                 why=str(error),
-                fix="set RECSTREAM_SSL_CERT_FILE and RECSTREAM_SSL_KEY_FILE to a matching PEM pair",
+                fix="set RECSTREAM_SSL_CERT_FILE and RECSTREAM_SSL_KEY_FILE to a matching PEM pair, and "
+                "RECSTREAM_SSL_KEY_PASSWORD_FILE when the key is encrypted",
             ) from error
     return context
 
 
 def security_options(settings: Settings) -> dict[str, Any]:
-    """Security keywords that aiokafka and kafka-python spell the same way.
+    """Security keywords of aiokafka, which kafka-python spells the same way (but see `admin` about tokens).
 
     Raises:
-        SettingsError: when SASL is asked for without a user, or a certificate cannot be read.
+        SettingsError: when SASL is asked for without a user or a token, or a certificate cannot be read.
     """
     options: dict[str, Any] = {"security_protocol": settings.security_protocol}
     if uses_tls(settings):
         options["ssl_context"] = ssl_context(settings)
-    if uses_sasl(settings):
+    if uses_tokens(settings):
+        options["sasl_mechanism"] = settings.sasl_mechanism
+        options["sasl_oauth_token_provider"] = AsyncTokens(token_source(settings))
+    elif uses_sasl(settings):
         if not settings.sasl_username:
             raise SettingsError(
                 what=f"RECSTREAM_SECURITY_PROTOCOL={settings.security_protocol} needs a user",
@@ -91,7 +104,7 @@ def security_options(settings: Settings) -> dict[str, Any]:
 
 
 def client_options(settings: Settings, client_id: str = CLIENT_ID) -> dict[str, Any]:
-    """Keywords for any aiokafka or kafka-python client: where the brokers are and how to sign in."""
+    """Keywords for any aiokafka client: where the brokers are and how to sign in."""
     return {"bootstrap_servers": settings.broker_list, "client_id": client_id, **security_options(settings)}
 
 
@@ -115,7 +128,11 @@ def faust_options(settings: Settings) -> dict[str, Any]:
 
     options: dict[str, Any] = {"broker": ";".join(f"kafka://{address}" for address in settings.broker_list)}
     security = security_options(settings)
-    if uses_sasl(settings):
+    if uses_tokens(settings):
+        options["broker_credentials"] = faust.OAuthCredentials(
+            oauth_cb=security["sasl_oauth_token_provider"], ssl_context=security.get("ssl_context")
+        )
+    elif uses_sasl(settings):
         options["broker_credentials"] = faust.SASLCredentials(
             username=security["sasl_plain_username"],
             password=security["sasl_plain_password"],
@@ -166,9 +183,14 @@ def admin(settings: Settings, timeout_seconds: float = 3.0) -> Iterator[KafkaAdm
 
     Raises:
         BrokerError: when no broker answers in time or one refuses.
+        TokenError: when no access token can be had.
     """
     options = client_options(settings)
     _await_broker(settings, options.get("ssl_context"), timeout_seconds)
+    if uses_tokens(settings):
+        source = token_source(settings)
+        source.token()  # before anything is tried with it: the clients would only say that they cannot connect
+        options["sasl_oauth_token_provider"] = BlockingTokens(source)
     started: list[KafkaNetClient] = []  # a constructor that raises leaves its sockets and thread to us
 
     def net_client(**config: Any) -> KafkaNetClient:

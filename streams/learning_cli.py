@@ -83,12 +83,10 @@ def trainer(
     )
     for name in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS"):  # read when numpy and torch are imported
         os.environ.setdefault(name, str(settings.trainer_threads))
-    import logging
-
+    from streams.logs import set_up
     from streams.trainer import TrainerOptions, run_trainer
 
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
-    logging.getLogger("aiokafka").setLevel(logging.WARNING)
+    set_up(settings)
     privacy = None
     if dp:
         from models.private import PrivacySettings

@@ -25,12 +25,14 @@ class Partition:
         store: their state.
         changelog_next: changelog offset up to which `store` is known to reflect the changelog; -1 before any restore.
         snapshot_next: the same of the newest local snapshot, to write none when nothing changed.
+        user_key: fingerprint of the key its users are named under (`Pseudonyms.fingerprint`), 0 without.
     """
 
     number: int
     store: UserStore
     changelog_next: int = -1
     snapshot_next: int = -1
+    user_key: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +67,9 @@ def flush_partition(partition: Partition, now_ms: int, expire_before_ms: int | N
     slots = arena.dirty_slots()
     batches: list[EncodedBatch] = []
     if len(slots):
-        sealed = seal(arena.to_rows(slots, store.index))  # (N, record bytes)
+        rows = arena.to_rows(slots, store.index)
+        rows["user_key"] = partition.user_key
+        sealed = seal(rows)  # (N, record bytes)
         names = arena.users
         keys = blobs([(names[slot] or "").encode() for slot in slots.tolist()])
         values = Blobs(sealed.reshape(-1), np.arange(len(slots) + 1, dtype=np.int64) * sealed.shape[1])

@@ -24,6 +24,7 @@ from models.serving import ServingModel
 from state.arena import Arena
 from state.cold import ColdStore
 from state.errors import RecstreamError, StateError
+from state.pseudonyms import Pseudonyms
 from state.snapshot import SnapshotMeta, write
 from state.store import UserStore
 from streams.compute import Compute
@@ -55,6 +56,7 @@ class Pipeline(Service):  # type: ignore[misc]
 
     Attributes:
         membership: whether the group still knows this worker; `held` until told otherwise.
+        pseudonyms: the names users' state is kept under.
 
     Args:
         settings: all settings.
@@ -75,11 +77,13 @@ class Pipeline(Service):  # type: ignore[misc]
     ) -> None:
         super().__init__(**kwargs)
         self.settings, self.recommender, self.metrics = settings, recommender, metrics
-        self._changelog_id = changelog_id
+        self.pseudonyms = Pseudonyms(settings.pseudonym_key.get_secret_value())
+        key = self.pseudonyms.fingerprint
+        self._changelog_id = f"{changelog_id}#{key:08x}" if key else changelog_id  # no snapshot of another key fits
         self.partitions: dict[int, Partition] = {}
         self.ready = False
         self.progressed_at = time.monotonic()
-        self._compute = Compute(recommender, metrics, settings.max_event_bytes)
+        self._compute = Compute(recommender, metrics, settings.max_event_bytes, self.pseudonyms)
         self._output = Output(settings)
         self._state_output = Output(settings)  # a connection of its own: recommendations do not wait behind a flush
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="compute")
@@ -333,7 +337,8 @@ class Pipeline(Service):  # type: ignore[misc]
         arena = Arena(self.recommender.state_size, self.settings.top_k)
         cold = None if self._cold is None else self._cold.partition(number)
         limit = self.settings.max_resident_users // max(held, 1) or None
-        return Partition(number, UserStore(arena, self.recommender.items, cold, limit if cold is not None else None))
+        store = UserStore(arena, self.recommender.items, cold, limit if cold is not None else None)
+        return Partition(number, store, user_key=self.pseudonyms.fingerprint)
 
     def _count_state(self) -> None:
         stores = [partition.store for partition in self.partitions.values()]

@@ -183,6 +183,16 @@ def _load_records(chunk: list[tuple[Partition, RecordBatch]]) -> int:
     return bad
 
 
+def _other_key(partition: Partition) -> StateError:
+    """Users are strangers to each other under two keys: mixing them would leave the ids a key was to hide in place."""
+    return StateError(
+        what=f"the changelog of partition {partition.number} names users under another pseudonym key",
+        why="RECSTREAM_PSEUDONYM_KEY was set, changed or removed since it was written",
+        fix=f"give the key it was written with; or begin anew: stop all workers, delete the topic {CHANGELOG}, "
+        "RECSTREAM_STATE_DIR and its trainer's part, `recstream topics create`, start (docs/security.md)",
+    )
+
+
 def _load_batch(partition: Partition, batch: RecordBatch) -> int:
     """The newest record of each user wins; a tombstone erases.
 
@@ -200,6 +210,8 @@ def _load_batch(partition: Partition, batch: RecordBatch) -> int:
         store.forget([key.decode() for key in deleted])
     values = [value for i in candidates if (value := batch.values[i]) is not None]
     rows, bad = decode(values, store.arena.state_size)
+    if (rows["user_key"][~bad] != partition.user_key).any():
+        raise _other_key(partition)
     progress = rows["offsets"].sum(axis=1)
     order = np.argsort(progress, kind="stable")
     newest = {batch.keys[candidates[i]]: i for i in order[~bad[order]].tolist()}

@@ -2,17 +2,19 @@
 
 from pathlib import Path
 from typing import Any, Literal
+from urllib.parse import urlsplit
 
-from pydantic import Field, SecretStr, ValidationError, field_validator
+from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from state.errors import RecstreamError
+from state.pseudonyms import MIN_KEY_CHARACTERS
+from streams.errors import SettingsError
+from streams.secrets import SUFFIX, fill_in
 
+__all__ = ["PREFIX", "SECRETS", "Settings", "SettingsError", "load_settings"]
 PREFIX = "RECSTREAM_"
-
-
-class SettingsError(RecstreamError):
-    """A setting is missing or invalid."""
+SECRETS = ("sasl_password", "oauth_client_secret", "ssl_key_password", "pseudonym_key")
+_LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
 
 class Settings(BaseSettings):
@@ -93,14 +95,55 @@ class Settings(BaseSettings):
     security_protocol: Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"] = Field(
         "PLAINTEXT", description="how to connect to Kafka"
     )
-    sasl_mechanism: Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"] = Field(
+    sasl_mechanism: Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512", "OAUTHBEARER"] = Field(
         "SCRAM-SHA-512", description="how to sign in"
     )
     sasl_username: str = Field("", description="user to sign in as")
     sasl_password: SecretStr = Field(SecretStr(""), description="that user's password")
+    sasl_password_file: Path | None = Field(None, description="file that holds it instead")
+    oauth_token_url: str = Field("", description="OAUTHBEARER: where tokens are issued (client credentials)")
+    oauth_client_id: str = Field("", description="client to ask for a token as")
+    oauth_client_secret: SecretStr = Field(SecretStr(""), description="that client's secret")
+    oauth_client_secret_file: Path | None = Field(None, description="file that holds it instead")
+    oauth_scope: str = Field("", description="scope to ask for")
+    oauth_ca_file: Path | None = Field(None, description="authority of the token URL (PEM); default: the system's")
+    oauth_token_file: Path | None = Field(
+        None, description="OAUTHBEARER: a file the platform keeps a fresh token in, instead of a token URL"
+    )
     ssl_ca_file: Path | None = Field(None, description="certificate authority (PEM); default: the system's")
     ssl_cert_file: Path | None = Field(None, description="client certificate (PEM)")
     ssl_key_file: Path | None = Field(None, description="key of the client certificate (PEM)")
+    ssl_key_password: SecretStr = Field(SecretStr(""), description="password of that key, when it is encrypted")
+    ssl_key_password_file: Path | None = Field(None, description="file that holds it instead")
+    pseudonym_key: SecretStr = Field(
+        SecretStr(""), description="replace user ids by hashes under this key everywhere but in recommendations"
+    )
+    pseudonym_key_file: Path | None = Field(None, description="file that holds it instead")
+    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="least level of log lines")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _secrets_from_files(cls, given: dict[str, Any]) -> dict[str, Any]:
+        return fill_in(given, SECRETS, PREFIX)
+
+    @field_validator("pseudonym_key")
+    @classmethod
+    def _hard_to_guess(cls, value: SecretStr) -> SecretStr:
+        if 0 < len(value.get_secret_value()) < MIN_KEY_CHARACTERS:
+            msg = f"fewer than {MIN_KEY_CHARACTERS} characters: whoever guesses the key can name every user"
+            raise ValueError(msg)
+        return value
+
+    @field_validator("oauth_token_url")
+    @classmethod
+    def _encrypted_or_local(cls, value: str) -> str:
+        if value:
+            url = urlsplit(value)
+            local = url.scheme == "http" and url.hostname in _LOOPBACK
+            if not url.hostname or not (url.scheme == "https" or local) or "@" in url.netloc:
+                msg = "not https://HOST/..., and the client's secret is sent there"
+                raise ValueError(msg)
+        return value
 
     @field_validator("brokers")
     @classmethod
@@ -128,13 +171,17 @@ def load_settings(**overrides: Any) -> Settings:
     try:
         return Settings(**given)
     except ValidationError as error:
-        problems = "; ".join(
-            f"{PREFIX}{'.'.join(str(part) for part in item['loc']).upper()}={item.get('input')!r}: {item['msg']}"
-            for item in error.errors()
-        )
+        problems = "; ".join(_problem(item) for item in error.errors())
         name = str(error.errors()[0]["loc"][0])
+        option = f"{PREFIX}{name.upper()}{SUFFIX.upper()}" if name in SECRETS else f"--{name.replace('_', '-')}"
         raise SettingsError(
             what="settings are invalid",
             why=problems,
-            fix=f"set {PREFIX}{name.upper()} or --{name.replace('_', '-')} to a valid value",
-        ) from error
+            fix=f"set {PREFIX}{name.upper()} or {option} to a valid value",
+        ) from None  # its text has every value in it, secrets too
+
+
+def _problem(item: Any) -> str:
+    name = ".".join(str(part) for part in item["loc"])
+    shown = "(hidden)" if name in (*SECRETS, "oauth_token_url") else repr(item.get("input"))  # that may hold one too
+    return f"{PREFIX}{name.upper()}={shown}: {item['msg']}"

@@ -12,6 +12,8 @@ from typing import Final
 from pydantic import SecretStr
 
 from streams.children import Child
+from streams.logs import set_up
+from streams.secrets import SUFFIX
 from streams.settings import PREFIX, Settings
 
 log = logging.getLogger(__name__)
@@ -131,7 +133,7 @@ def supervise(settings: Settings, workers: int) -> int:
     Returns:
         The exit status of the command: see `Supervisor.run`; 130 after SIGINT and a clean stop.
     """
-    logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", level=logging.INFO)
+    set_up(settings)
     supervisor = Supervisor(
         lambda index: [sys.executable, "-m", "streams.cli", "worker", "--index", str(index)],
         {**os.environ, **environment(settings)},
@@ -153,11 +155,14 @@ def supervise(settings: Settings, workers: int) -> int:
 
 
 def environment(settings: Settings) -> dict[str, str]:
-    """The settings as environment variables, for a child process: options given to us hold for it too."""
+    """The settings as environment variables, for a child process: options given to us hold for it too.
+
+    A secret that came in a file is not among them: the child reads the file.
+    """
     values: dict[str, str] = {}
     for name in settings.model_fields_set:
         value = getattr(settings, name)
-        if value is None:
+        if value is None or getattr(settings, name + SUFFIX, None):
             continue
         plain = value.get_secret_value() if isinstance(value, SecretStr) else value
         values[PREFIX + name.upper()] = str(plain)

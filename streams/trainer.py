@@ -25,6 +25,7 @@ from models.learner import Learner, LearnSettings, Outcome
 from models.private import PrivacySettings, accountant
 from models.registry import Registry
 from models.vocabulary import VocabularySettings
+from state.pseudonyms import Pseudonyms
 from state.replay_buffer import ReplayBuffer, ReplaySettings
 from streams.event_feed import EventFeed
 from streams.kafka import broker_errors
@@ -77,7 +78,8 @@ def run_trainer(settings: Settings, options: TrainerOptions) -> dict[str, Any]:
     directory = settings.state_dir / settings.app_id / "trainer"
     registry = Registry(settings.registry)
     registry.versions()
-    replay = ReplaySettings(capacity=settings.buffer_events, seed=settings.trainer_seed)
+    user_key = Pseudonyms(settings.pseudonym_key.get_secret_value()).fingerprint
+    replay = ReplaySettings(capacity=settings.buffer_events, seed=settings.trainer_seed, user_key=user_key)
     with ReplayBuffer(directory, replay) as buffer:
         if buffer.truncated_bytes:
             log.warning("Cut %d bytes of an unfinished write off the replay buffer", buffer.truncated_bytes)

@@ -37,7 +37,7 @@ class UserLookup:
 
     def state_id(self, user_id: str) -> str:
         """The id under which this worker's state keeps the user whom producers call `user_id`."""
-        return user_id
+        return self._pipeline.pseudonyms.name(user_id)
 
     async def find(self, user_id: str) -> dict[str, Any] | None:
         """The user as a JSON object, None when no partition held here knows them.

@@ -15,6 +15,7 @@ import uvloop
 
 from state.errors import StateError
 from streams.app import create_app
+from streams.logs import faust_logging
 from streams.settings import Settings
 from streams.topics import TRANSITIONS, changelog_id, ensure_topic, require_topics, topic_specs
 from streams.warmup import warm_up
@@ -49,8 +50,7 @@ def run_worker(settings: Settings, index: int = 0) -> None:
     loop = uvloop.new_event_loop()
     asyncio.set_event_loop(loop)
     worker_app = create_app(settings, index, changelog_id(settings), shared)
-    worker = faust.Worker(worker_app.app, loop=loop, loglevel="INFO", redirect_stdouts=False, quiet=True)
-    logging.getLogger("aiokafka").setLevel(logging.WARNING)
+    worker = faust.Worker(worker_app.app, loop=loop, redirect_stdouts=False, quiet=True, **faust_logging(settings))
     # What is loaded by now stays for good; looking through it again and again stopped the worker for 0.3 s at a time.
     gc.collect()
     gc.freeze()

@@ -95,7 +95,7 @@ def test_a_record_of_another_state_size_keeps_all_but_its_vector(wanted: int) ->
     rng = np.random.default_rng(5)
     rows = empty_rows(3, 16)
     rows["hidden"] = rng.normal(size=(3, 16))
-    rows["model"], rows["count"], rows["last_ms"] = 9, (1, 2, 3), (10, 20, 30)
+    rows["model"], rows["count"], rows["last_ms"], rows["user_key"] = 9, (1, 2, 3), (10, 20, 30), 77
     rows["items"] = rng.integers(1, 2**60, (3, RING))
     own = empty_rows(1, wanted)
     own["model"], own["hidden"] = 4, 0.5
@@ -106,6 +106,7 @@ def test_a_record_of_another_state_size_keeps_all_but_its_vector(wanted: int) ->
     assert (read["hidden"][3] == 0.5).all()
     assert read["count"][:3].tolist() == [1, 2, 3]
     assert read["last_ms"].tolist() == [10, 20, 30, -1, -1]
+    assert read["user_key"].tolist() == [77, 77, 77, 0, 0]
     assert (read["items"][:3] == rows["items"]).all()
 
 

@@ -3,6 +3,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -357,3 +358,14 @@ def test_kill_at_random_points_loses_nothing_committed_and_doubles_nothing(tmp_p
                 assert times[-1] == reached - 1
         following = reached
     assert following > 0
+
+
+@pytest.mark.parametrize("events", [30, 700], ids=["appended", "compacted"])
+def test_users_named_under_another_key_are_refused(tmp_path: Path, events: int) -> None:
+    with ReplayBuffer(tmp_path, replace(SMALL, user_key=7)) as buffer:
+        feed(buffer, a_log(events))
+        buffer.commit()
+    with pytest.raises(StateError, match=f"under another pseudonym key.*delete {tmp_path}"):
+        ReplayBuffer(tmp_path, SMALL)
+    with ReplayBuffer(tmp_path, replace(SMALL, user_key=7)) as buffer:
+        assert len(buffer) > 0

@@ -18,7 +18,8 @@ from streams.fetch import RecordBatch
 from streams.kafka import admin
 from streams.settings import Settings, load_settings
 from streams.topics import create_topics, describe_topics
-from tests.streams.event_log import event_log
+from tests.streams.event_log import PARTITIONS, event_log
+from tests.streams.secure_kafka import SecureKafka
 from tests.streams.worker_cluster import Cluster, Reference, decoded, open_cluster, publish_model
 
 
@@ -130,3 +131,17 @@ def cluster(
         else:
             bootstrap = request.getfixturevalue("kafka_broker")
         yield stack.enter_context(open_cluster(bootstrap, tmp_path, unique("app"), reference.registry))
+
+
+@pytest.fixture(scope="session")
+def secure_kafka(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SecureKafka]:
+    """A Kafka with TLS that asks for passwords, client certificates or tokens, with all topics."""
+    node = SecureKafka(tmp_path_factory.mktemp("secure-kafka"))
+    try:
+        settings = load_settings(brokers=f"127.0.0.1:{node.ports['internal']}", partitions=PARTITIONS)
+        with admin(settings, timeout_seconds=60):
+            pass
+        create_topics(settings)
+        yield node
+    finally:
+        node.stop()

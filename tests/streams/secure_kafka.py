@@ -3,6 +3,7 @@
 CLIENT     TLS and SCRAM-SHA-512: user `worker`, password `right-word`; certificate of `localhost` by our authority
 EXPIRED    the same with a certificate that ended yesterday
 MUTUAL     TLS and a client certificate by our authority
+OAUTH      TLS and an access token (OAUTHBEARER) that our issuer signed
 """
 
 import os
@@ -17,6 +18,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.streams.tokens import AUDIENCE, ISSUER, Issuer
+
 USER, PASSWORD = "worker", "right-word"
 _CLUSTER_ID = "MkU3OEVBNTcwNTJENDM2Qg"
 _SETTINGS = """\
@@ -26,14 +29,23 @@ controller.quorum.voters=1@127.0.0.1:{controller}
 controller.listener.names=CONTROLLER
 inter.broker.listener.name=INTERNAL
 listeners=INTERNAL://127.0.0.1:{internal},CLIENT://127.0.0.1:{client},EXPIRED://127.0.0.1:{expired},\
-MUTUAL://127.0.0.1:{mutual},CONTROLLER://127.0.0.1:{controller}
+MUTUAL://127.0.0.1:{mutual},OAUTH://127.0.0.1:{oauth},CONTROLLER://127.0.0.1:{controller}
 advertised.listeners=INTERNAL://127.0.0.1:{internal},CLIENT://localhost:{client},EXPIRED://localhost:{expired},\
-MUTUAL://localhost:{mutual}
+MUTUAL://localhost:{mutual},OAUTH://localhost:{oauth}
 listener.security.protocol.map=\
-CONTROLLER:PLAINTEXT,INTERNAL:PLAINTEXT,CLIENT:SASL_SSL,EXPIRED:SASL_SSL,MUTUAL:SSL
+CONTROLLER:PLAINTEXT,INTERNAL:PLAINTEXT,CLIENT:SASL_SSL,EXPIRED:SASL_SSL,MUTUAL:SSL,OAUTH:SASL_SSL
 sasl.enabled.mechanisms=SCRAM-SHA-512
 listener.name.client.scram-sha-512.sasl.jaas.config=org.apache.kafka.common.security.scram.ScramLoginModule required;
 listener.name.expired.scram-sha-512.sasl.jaas.config=org.apache.kafka.common.security.scram.ScramLoginModule required;
+listener.name.oauth.sasl.enabled.mechanisms=OAUTHBEARER
+listener.name.oauth.oauthbearer.sasl.jaas.config=\
+org.apache.kafka.common.security.oauthbearer.OAuthBearerLoginModule required;
+listener.name.oauth.oauthbearer.sasl.server.callback.handler.class=\
+org.apache.kafka.common.security.oauthbearer.OAuthBearerValidatorCallbackHandler
+sasl.oauthbearer.jwt.validator.class=org.apache.kafka.common.security.oauthbearer.BrokerJwtValidator
+sasl.oauthbearer.jwks.endpoint.url=file://{issuer}/jwks.json
+sasl.oauthbearer.expected.issuer={issuer_name}
+sasl.oauthbearer.expected.audience={audience}
 ssl.keystore.type=PEM
 ssl.truststore.type=PEM
 ssl.keystore.location={tls}/broker.pem
@@ -116,13 +128,24 @@ class SecureKafka:
         if shutil.which("java") is None:
             pytest.skip("a real Kafka needs java 17 or newer on the path")
         self.certificates = Certificates(directory / "tls")
-        self.ports = {name: free_port() for name in ("controller", "internal", "client", "expired", "mutual")}
+        self.ports = {name: free_port() for name in ("controller", "internal", "client", "expired", "mutual", "oauth")}
         settings, logging = directory / "server.properties", directory / "log4j2.yaml"
-        settings.write_text(_SETTINGS.format(**self.ports, tls=directory / "tls", data=directory / "data"))
+        self.issuer = Issuer(directory / "issuer")
+        settings.write_text(
+            _SETTINGS.format(
+                **self.ports,
+                tls=directory / "tls",
+                data=directory / "data",
+                issuer=self.issuer.directory,
+                issuer_name=ISSUER,
+                audience=AUDIENCE,
+            )
+        )
         logging.write_text(_LOGGING)
         self.output = directory / "output.log"
         java = [
             "java", "-Xms64m", "-Xmx512m", "-XX:+UseSerialGC", f"-Dlog4j2.configurationFile={logging}",
+            f"-Dorg.apache.kafka.sasl.oauthbearer.allowed.urls=file://{self.issuer.directory}/jwks.json",
             "-cp", f"{home}/libs/*",
         ]  # fmt: skip
         scram = f"SCRAM-SHA-512=[name={USER},password={PASSWORD}]"

@@ -8,11 +8,13 @@ from models.recommend import Recommender
 from state.arena import Arena
 from state.events import TOPICS
 from state.items import ItemIndex
+from state.pseudonyms import MIN_KEY_CHARACTERS, Pseudonyms
+from state.record import decode
 from state.store import UserStore
 from streams.compute import Compute
 from streams.fetch import RecordBatch
 from streams.metrics import Metrics
-from streams.partition import Partition
+from streams.partition import Partition, flush_partition
 
 T0 = 1_700_000_000_000
 
@@ -243,3 +245,22 @@ def test_a_round_of_several_partitions_does_what_rounds_of_each_do(gru, record_b
         slots = np.arange(len(users), dtype=np.int32)
         rows, expected = (one.store.arena.to_rows(slots, one.store.index) for one in (part, other))
         assert rows.tobytes() == expected.tobytes()
+
+
+def test_state_knows_pseudonyms_and_messages_know_ids(gru, record_batch, messages, read_records):
+    names = Pseudonyms("k" * MIN_KEY_CHARACTERS)
+    keyed, plain = Rounds(gru), Rounds(gru)
+    keyed.compute = Compute(keyed.recommender, keyed.metrics, 65_536, names)
+    keyed.partition.user_key = names.fingerprint
+    events = [(f"user {n % 5}", f"i{n % 20}", 100 + n, T0 + n) for n in range(40)]
+    sent, expected = (messages(rounds(record_batch("clicks", events))) for rounds in (keyed, plain))
+    for (key, message), (plain_key, plain_message) in zip(sent, expected, strict=True):
+        assert key == plain_key
+        assert {**message, "generated_at": 0} == {**plain_message, "generated_at": 0}
+    flushed = flush_partition(keyed.partition, T0, None, snapshot=True)
+    records = [record for batch in flushed.batches for record in read_records(batch._build())]
+    assert {record.key.decode() for record in records} == {names.name(f"user {n}") for n in range(5)}
+    rows, bad = decode([record.value for record in records], keyed.recommender.state_size)
+    assert set(rows["user_key"].tolist()) == {names.fingerprint}
+    assert not bad.any()
+    assert set(flushed.snapshot.users) == {names.name(f"user {n}") for n in range(5)}

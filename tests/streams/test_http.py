@@ -13,6 +13,8 @@ from streams.http import STUCK_SECONDS, HttpServer
 from streams.metrics import Metrics
 from streams.pipeline import Pipeline
 from streams.settings import load_settings
+from streams.trainer_http import TrainerHttp
+from streams.trainer_metrics import TrainerMetrics
 
 
 @pytest.fixture
@@ -104,3 +106,26 @@ async def test_a_taken_port_is_named_with_the_setting_that_moves_it(port, tmp_pa
             await server.on_start()
         await server.on_stop()
     pipeline._thread.shutdown()
+
+
+async def test_endpoints_are_reached_from_this_machine_alone_unless_told(port):
+    """127.0.0.2 is this machine too, but another address: what listens on 127.0.0.1 alone does not answer there."""
+    settings = load_settings()
+    for host, reached in ((settings.http_host, False), ("0.0.0.0", True)):
+        for start in (
+            lambda host: HttpServer(host, port, Metrics(), None)._endpoints,
+            lambda host: TrainerHttp(host, port, TrainerMetrics(), lambda: True),
+        ):
+            endpoints = start(host)
+            await endpoints.start()
+            try:
+                assert _connects("127.0.0.1", port)
+                assert _connects("127.0.0.2", port) == reached
+            finally:
+                await endpoints.stop()
+
+
+def _connects(host, port):
+    with socket.socket() as probe:
+        probe.settimeout(1)
+        return probe.connect_ex((host, port)) == 0

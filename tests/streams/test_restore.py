@@ -1,8 +1,10 @@
 """What restoring makes of a changelog in which an older record follows a newer one."""
 
 import numpy as np
+import pytest
 
 from state.arena import Arena
+from state.errors import StateError
 from state.items import ItemIndex
 from state.record import empty_rows, encode
 from state.store import UserStore
@@ -12,9 +14,10 @@ from streams.restore import _load_batch
 from streams.topics import CHANGELOG
 
 
-def changelog(*records: tuple[str, int | None], first: int = 0) -> RecordBatch:
+def changelog(*records: tuple[str, int | None], first: int = 0, user_key: int = 0) -> RecordBatch:
     """(user, events applied) in log order; None is a tombstone."""
     rows = empty_rows(len(records), 4)
+    rows["user_key"] = user_key
     rows["count"] = [count or 0 for _, count in records]
     rows["offsets"][:, 0] = rows["count"].astype(np.int64) - 1
     values = [None if count is None else value for (_, count), value in zip(records, encode(rows), strict=True)]
@@ -49,3 +52,17 @@ def test_an_older_record_behind_a_newer_one_is_ignored_and_overwritten() -> None
 def test_a_tombstone_erases() -> None:
     assert restored(changelog(("ann", 7), ("bob", 2)), changelog(("ann", None), first=2)) == ({"bob": 2}, set())
     assert restored(changelog(("ann", 7), ("ann", None), ("ann", 1))) == ({"ann": 1}, set())
+
+
+@pytest.mark.parametrize(("written", "now"), [(0, 7), (7, 0), (7, 8)], ids=["set", "removed", "changed"])
+def test_users_named_under_another_key_are_refused(written: int, now: int) -> None:
+    partition = Partition(0, UserStore(Arena(state_size=4, top_k=2), ItemIndex()), user_key=now)
+    with pytest.raises(StateError, match="partition 0 names users under another pseudonym key"):
+        _load_batch(partition, changelog(("ann", 1), user_key=written))
+    assert len(partition.store.arena) == 0
+    assert _load_batch(partition, changelog(("ann", 1), user_key=now)) == 0
+
+
+def test_a_tombstone_knows_no_key() -> None:
+    partition = Partition(0, UserStore(Arena(state_size=4, top_k=2), ItemIndex()), user_key=7)
+    assert _load_batch(partition, changelog(("ann", None), ("bob", None))) == 0

@@ -1,68 +1,18 @@
 """Workers and tools on a real Kafka with TLS and passwords: they get in, or end at once and say why."""
 
-import os
 import signal
-import subprocess
-import sys
-import time
-from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
-from streams.kafka import admin
 from streams.settings import load_settings
-from streams.topics import create_topics, describe_topics
+from streams.topics import describe_topics
 from tests.streams.event_log import PARTITIONS
-from tests.streams.secure_kafka import PASSWORD, USER, SecureKafka, counted
+from tests.streams.secure_commands import environment, run
+from tests.streams.secure_kafka import PASSWORD, USER, counted
 from tests.streams.worker_process import Worker, wait_for
 
 pytestmark = [pytest.mark.broker, pytest.mark.slow]
 FEW = 6  # connections that a start may make before it gives up: no storm
-
-
-@pytest.fixture(scope="module")
-def kafka(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SecureKafka]:
-    node = SecureKafka(tmp_path_factory.mktemp("secure-kafka"))
-    try:
-        settings = load_settings(brokers=f"127.0.0.1:{node.ports['internal']}", partitions=PARTITIONS)
-        with admin(settings, timeout_seconds=60):
-            pass
-        create_topics(settings)
-        yield node
-    finally:
-        node.stop()
-
-
-def environment(kafka: SecureKafka, directory: Path, port: int, **settings: str) -> dict[str, str]:
-    """Of a process that may sign in on CLIENT, with the given settings instead."""
-    values = {
-        "brokers": f"localhost:{port}",
-        "security_protocol": "SASL_SSL",
-        "sasl_username": USER,
-        "sasl_password": PASSWORD,
-        "ssl_ca_file": kafka.certificates.path("ca.pem"),
-        "partitions": str(PARTITIONS),
-        "registry": str(directory / "registry"),
-        "state_dir": str(directory / "state"),
-        "session_timeout_seconds": "6",
-        "rebalance_timeout_seconds": "6",
-        **settings,
-    }
-    inherited = {name: value for name, value in os.environ.items() if not name.startswith("RECSTREAM_")}
-    return {
-        **inherited,
-        "PYTHONPATH": str(Path(__file__).parents[2]),
-        **{f"RECSTREAM_{name.upper()}": value for name, value in values.items()},
-    }
-
-
-def run(env: dict[str, str], *command: str) -> "tuple[subprocess.CompletedProcess[str], float]":
-    """A command to its end, and the seconds it took."""
-    started = time.monotonic()
-    arguments = [sys.executable, "-W", "ignore", "-m", "streams.cli", *command]
-    done = subprocess.run(arguments, env=env, capture_output=True, text=True, check=False, timeout=60)
-    return done, time.monotonic() - started
 
 
 @pytest.mark.parametrize(
@@ -77,15 +27,15 @@ def run(env: dict[str, str], *command: str) -> "tuple[subprocess.CompletedProces
     ],
     ids=["wrong password", "unknown authority", "host name mismatch", "expired", "no certificate", "no TLS"],
 )
-def test_a_worker_that_is_not_let_in_ends_at_once_and_says_why(kafka, tmp_path, listener, settings, why):
-    with counted(kafka.ports[listener]) as door:
+def test_a_worker_that_is_not_let_in_ends_at_once_and_says_why(secure_kafka, tmp_path, listener, settings, why):
+    with counted(secure_kafka.ports[listener]) as door:
         port = door.server_address[1]
         given = dict(settings)
         if "ssl_ca_file" in given:
-            given["ssl_ca_file"] = kafka.certificates.path(given["ssl_ca_file"])
+            given["ssl_ca_file"] = secure_kafka.certificates.path(given["ssl_ca_file"])
         if "brokers" in given:
             given["brokers"] += f":{port}"
-        done, seconds = run(environment(kafka, tmp_path, port, **given), "worker")
+        done, seconds = run(environment(secure_kafka, tmp_path, port, **given), "worker")
     text = " ".join((done.stdout + done.stderr).split())
     assert done.returncode == 1, text
     assert "Traceback" not in text
@@ -98,14 +48,14 @@ def test_a_worker_that_is_not_let_in_ends_at_once_and_says_why(kafka, tmp_path, 
 
 
 @pytest.mark.parametrize("listener", ["client", "mutual"])
-def test_a_worker_signs_in_and_gets_ready(kafka, tmp_path, listener):
+def test_a_worker_signs_in_and_gets_ready(secure_kafka, tmp_path, listener):
     mutual = {
         "security_protocol": "SSL",
-        "ssl_cert_file": kafka.certificates.path("client.crt"),
-        "ssl_key_file": kafka.certificates.path("client.key"),
+        "ssl_cert_file": secure_kafka.certificates.path("client.crt"),
+        "ssl_key_file": secure_kafka.certificates.path("client.key"),
         "app_id": "mutual",
     }
-    env = environment(kafka, tmp_path, kafka.ports[listener], **(mutual if listener == "mutual" else {}))
+    env = environment(secure_kafka, tmp_path, secure_kafka.ports[listener], **(mutual if listener == "mutual" else {}))
     worker = Worker(tmp_path / "worker.log", ("-m", "streams.cli", "worker"), env)
     try:
         worker.wait_ready(90)
@@ -117,11 +67,11 @@ def test_a_worker_signs_in_and_gets_ready(kafka, tmp_path, listener):
         worker.close()
 
 
-def test_tools_and_clients_sign_in_too(kafka, tmp_path):
-    done, _ = run(environment(kafka, tmp_path, kafka.ports["client"]), "topics", "describe", "--json")
+def test_tools_and_clients_sign_in_too(secure_kafka, tmp_path):
+    done, _ = run(environment(secure_kafka, tmp_path, secure_kafka.ports["client"]), "topics", "describe", "--json")
     assert done.returncode == 0, done.stderr
     settings = load_settings(
-        brokers=f"localhost:{kafka.ports['client']}", security_protocol="SASL_SSL", sasl_username=USER,
-        sasl_password=PASSWORD, ssl_ca_file=kafka.certificates.path("ca.pem"), partitions=PARTITIONS,
+        brokers=f"localhost:{secure_kafka.ports['client']}", security_protocol="SASL_SSL", sasl_username=USER,
+        sasl_password=PASSWORD, ssl_ca_file=secure_kafka.certificates.path("ca.pem"), partitions=PARTITIONS,
     )  # fmt: skip
     assert not any(state.problem for state in describe_topics(settings))
