@@ -56,8 +56,9 @@ def main(
     batch: Annotated[int, typer.Option(min=1, help="events of a micro-batch")] = 500,
     rate: Annotated[float, typer.Option(min=0.001, help="events per second: the clock of the cadence")] = 1000.0,
     train_delay: Annotated[
-        int, typer.Option(min=0, help="events that come while a pass trains; its version serves from then on")
-    ] = 5_000,
+        int | None,
+        typer.Option(min=0, help="events that come while a pass trains; by default its CPU seconds times the rate"),
+    ] = None,
     pace: options.Pace = 100.0,
     out: Out = OUT,
     json: Json = False,
