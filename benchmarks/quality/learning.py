@@ -69,10 +69,11 @@ class LearningPath:
         delay: Events that come while a pass trains: its version serves from then on. None: as many as come in the CPU
             seconds that it took, which makes figures depend on the machine as they do in the running system.
         rate: Events per second, which tells the time.
+        share: Of a core that training gets.
     """
 
-    def __init__(self, settings: Settings, directory: Path, delay: int | None, rate: float) -> None:
-        self._delay, self._rate = delay, rate
+    def __init__(self, settings: Settings, directory: Path, delay: int | None, rate: float, share: float = 1.0) -> None:
+        self._delay, self._rate, self._share = delay, rate, share
         self._registry = Registry(directory / "registry")
         replay = ReplaySettings(capacity=settings.buffer_events, seed=settings.trainer_seed)
         self._buffer = ReplayBuffer(directory / "trainer", replay)
@@ -182,5 +183,5 @@ class LearningPath:
             version=outcome.version,
             reasons=tuple(verdict["reasons"]),
         )
-        delay = math.ceil(cpu_seconds * self._rate) if self._delay is None else self._delay
+        delay = math.ceil(cpu_seconds / self._share * self._rate) if self._delay is None else self._delay
         self._waiting = (seen + delay, done, outcome)
