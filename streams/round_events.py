@@ -80,10 +80,10 @@ def _order(
     offsets of each topic must be applied in order for redelivered ones to be recognised. Many logs have times in
     seconds, in which a user does several things: three quarters of MovieLens' events share theirs with another one.
     """
-    clocks = [np.empty(len(places), np.int64) for _ in range(2)]
-    for times, clock in zip((touched_ms, times_ms), clocks, strict=True):
+    touched, happened = np.empty(len(places), np.int64), np.empty(len(places), np.int64)
+    for times, clock in ((touched_ms, touched), (times_ms, happened)):
         _clock(places, kinds, times, np.zeros(partitions * _KINDS, np.int64), clock)
-    return np.lexsort((*clocks, places))
+    return np.lexsort((touched, happened, places))
 
 
 @nb.njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
