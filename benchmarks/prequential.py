@@ -56,8 +56,10 @@ def main(
     batch: Annotated[int, typer.Option(min=1, help="events of a micro-batch")] = 500,
     rate: Annotated[float, typer.Option(min=0.001, help="events per second: the clock of the cadence")] = 1000.0,
     train_delay: Annotated[
-        int, typer.Option(min=0, help="events that come while a pass trains; its version serves from then on")
-    ] = 5_000,
+        int | None,
+        typer.Option(min=0, help="events that come while a pass trains; by default as many as in its CPU seconds"),
+    ] = None,
+    train_share: Annotated[float, typer.Option(min=0.01, max=1, help="of a core that training gets")] = 1.0,
     pace: options.Pace = 100.0,
     out: Out = OUT,
     json: Json = False,
@@ -74,7 +76,7 @@ def main(
     log = Log.of(read_source(data, settings, columns, types, events, pace).events)
     ranks, windows = _baselines(log)
     with tempfile.TemporaryDirectory(prefix="recstream-prequential-") as folder:
-        learning = LearningPath(settings, Path(folder), train_delay, rate)
+        learning = LearningPath(settings, Path(folder), train_delay, rate, train_share)
         try:
             with progress_bar("stream", total=len(log), unit="events") as bar:
                 streamed = stream(log, settings, learning, batch, bar)
@@ -93,6 +95,7 @@ def main(
             "batch": batch,
             "events_per_second": rate,
             "train_delay_events": train_delay,
+            "train_share": train_share,
             "cadence": asdict(learning.cadence),
             **_settings(settings),
         },

@@ -26,7 +26,7 @@ class CadenceSettings:
         recovered_least: Tested events behind a hit rate before it says so: a window of 32 is lucky every other time.
     """
 
-    every_events: int = 5_000
+    every_events: int = 2_500
     every_seconds: float = 300.0
     cold_start_events: int = 2_000
     least_new: int = 200
@@ -47,7 +47,7 @@ class Cadence:
 
     Example:
         >>> cadence = Cadence(CadenceSettings(), seen=10_000, now_seconds=0.0)
-        >>> cadence.due(14_999, 10.0, True), cadence.due(15_000, 10.0, True), cadence.due(10_300, 301.0, True)
+        >>> cadence.due(12_499, 10.0, True), cadence.due(12_500, 10.0, True), cadence.due(10_300, 301.0, True)
         (None, 'events', 'time')
     """
 

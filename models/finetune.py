@@ -24,7 +24,7 @@ from models.private import PrivacySettings, PrivateTrainer, account, without_eve
 from models.ranking import popularity_ranks
 from models.registry import Version
 from models.sequences import Histories
-from models.training import Trainer, TrainingSettings
+from models.training import SMALL_BATCHES, Trainer, TrainingSettings
 from models.vocabulary import Growth, VocabularySettings, grow, transplant
 from state.errors import RecstreamError
 from state.replay_sample import Sample
@@ -68,10 +68,10 @@ class FineTuneSettings:
         privacy: Differential privacy of the training, None without.
     """
 
-    epochs: int = 4
-    training: TrainingSettings = field(default_factory=lambda: TrainingSettings(learning_rate=0.003, warmup=0.1))
+    epochs: int = 3
+    training: TrainingSettings = field(default_factory=lambda: replace(SMALL_BATCHES, learning_rate=0.005, warmup=0.1))
     first_epochs: int = 9
-    first: TrainingSettings = field(default_factory=TrainingSettings)
+    first: TrainingSettings = SMALL_BATCHES
     cell: Cell = "gru"
     hidden: int = 128
     embedding: int = 64
@@ -80,7 +80,7 @@ class FineTuneSettings:
     held_out_most: int = 500
     vocabulary: VocabularySettings = field(default_factory=VocabularySettings)
     gate: GateSettings = field(default_factory=GateSettings)
-    checkpoint_batches: int = 25
+    checkpoint_batches: int = 100
     privacy: PrivacySettings | None = None
 
 

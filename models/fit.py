@@ -19,7 +19,7 @@ from models.network import UNKNOWN_ROW, Cell, Network, NetworkConfig
 from models.ranking import popularity_ranks, quality, ranks
 from models.sequences import Histories, histories, vocabulary_of
 from models.tables import Events
-from models.training import Trainer, TrainingSettings
+from models.training import SMALL_BATCHES, Trainer, TrainingSettings
 from state.errors import RecstreamError
 
 HELD_OUT: Final = 0.1  # newest share of the events
@@ -89,7 +89,7 @@ def fit_first_model(
     if len(events) == 0 or epochs < 1:
         what, why = "There is nothing to fit", "the table has no events" if len(events) == 0 else f"{epochs} epochs"
         raise RecstreamError(what, why, "Give a table with events and at least one epoch")
-    settings = settings or TrainingSettings()
+    settings = settings or SMALL_BATCHES
     vocabulary = vocabulary_of(events)
     source = histories(events, vocabulary)
     with torch.random.fork_rng():

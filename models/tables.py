@@ -7,7 +7,7 @@ guessed.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final
 
@@ -61,6 +61,17 @@ class Events:
     def time_ordered(self) -> "Events":
         """The events by time; ties keep the file's order."""
         return self.take(np.argsort(self.times_ms, kind="stable"))
+
+    def apart(self) -> "Events":
+        """The events, in their order, with times that rise strictly for each user: a tie gets a millisecond more.
+
+        Events of one user go to different topics by their kind, and time alone tells how they followed each other. The
+        order of a log in whole seconds would be lost: 76% of MovieLens' events have a tie with another of their user.
+        """
+        table = pl.DataFrame({"user": self.users, "time": self.times_ms})
+        table = table.with_columns(before=pl.int_range(pl.len()).over("user"))  # events of the user before this one
+        rising = (pl.col("time") - pl.col("before")).cum_max().over("user") + pl.col("before")
+        return replace(self, times_ms=table.select(rising.cast(pl.Int64)).to_series().to_numpy())
 
 
 def parse_columns(text: str) -> dict[str, str]:

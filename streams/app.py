@@ -109,8 +109,7 @@ def create_app(settings: Settings, index: int = 0, changelog_id: str = "", share
         async for event in stream.noack().events():
             await pipeline.put(event)
 
-    for name in TOPICS:
-        app.agent(batch_topic(app, name), name=f"recstream-{name}")(read)
+    app.agent(batch_topic(app, *TOPICS), name="recstream-events")(read)
 
     @app.on_rebalance_complete.connect  # type: ignore[untyped-decorator]
     async def restore_state(*_args: Any, **_kwargs: Any) -> None:

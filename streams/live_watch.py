@@ -23,7 +23,8 @@ _LOOK_SECONDS: Final = 2.0  # between two looks at the registry's pointer
 _TEST_EVENTS: Final = 1_000  # most events of one live test: more is a sample of a busy stream
 _TEST_LEAST: Final = 100  # fewer wait for company, but not for longer than
 _TEST_SECONDS: Final = 5.0
-_TEST_PAUSE_SECONDS: Final = 1.0  # between two tests: one takes 0.1 to 0.3 s of the core that training needs
+_TEST_PAUSE_SECONDS: Final = 1.0  # between two tests at least: one takes 0.1 to 0.3 s of the core that training needs
+_TEST_SHARE: Final = 0.1  # of the time at most: where the machine is busy they take longer, and training must get on
 
 log = logging.getLogger(__name__)
 
@@ -46,6 +47,7 @@ class LiveWatch:
         self._live: LiveTest | None = None
         self._tested = buffer.seen  # events seen at the last test
         self._tested_at = self._looked_at = time.monotonic()
+        self._pause = _TEST_PAUSE_SECONDS
         self._thread = ThreadPoolExecutor(1, "live-test")
         self._task: asyncio.Task[Alarm | None] | None = None
         self.serving: str | None = None
@@ -83,7 +85,7 @@ class LiveWatch:
         new = self._buffer.seen - self._tested
         if self._live is None or self._task is not None or not new:
             return
-        if now - self._tested_at < (_TEST_PAUSE_SECONDS if new >= _TEST_LEAST else _TEST_SECONDS):
+        if now - self._tested_at < (self._pause if new >= _TEST_LEAST else max(self._pause, _TEST_SECONDS)):
             return
         self._tested, self._tested_at = self._buffer.seen, now
         self._task = asyncio.create_task(self._judge(self._live, self._buffer.sample(min(new, _TEST_EVENTS), 0, 0)))
@@ -102,7 +104,9 @@ class LiveWatch:
         self._thread.shutdown()
 
     async def _judge(self, live: LiveTest, sample: Sample) -> Alarm | None:
+        began = time.monotonic()
         hits, users = await asyncio.get_running_loop().run_in_executor(self._thread, live.hits, sample)
+        self._pause = max(_TEST_PAUSE_SECONDS, (time.monotonic() - began) / _TEST_SHARE)
         alarm = self._drift.watch(hits, users)
         self._metrics.hit_rate.set(self._drift.rate)
         if alarm is not None:

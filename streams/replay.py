@@ -152,7 +152,8 @@ async def produce_events(
         events: The log, in time order.
         rate: Events per second; None does not pace.
         speed: Factor on the log's own clock; None does not pace.
-        timestamps: `now` replaces the log's times by the moment each event was due, for measuring latency.
+        timestamps: `log` keeps the log's times, a user's ties a millisecond apart; `now` replaces them by the moment
+            each event was due, for measuring latency.
         on_progress: Called with the number of events acknowledged so far.
 
     Returns:
@@ -162,6 +163,8 @@ async def produce_events(
         BrokerError: when Kafka cannot be reached, refuses, or the topics are not as they must be.
     """
     await asyncio.to_thread(require_topics, settings)
+    if timestamps == "log":
+        events = events.apart()
     due = schedule(events.times_ms, rate, speed)
     with broker_errors(settings, "write events"):
         producer = AIOKafkaProducer(**producer_options(settings, "recstream-replay"))

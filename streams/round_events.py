@@ -58,8 +58,8 @@ def round_events(waiting: Sequence[Sequence[RecordBatch]], now_ms: int, max_byte
             found = Rejected(bad.position - starts[b], bad.reason, bad.detail)
             rejected.append((partition_of[b], batches[b], found))
     users, items, times_ms = decoded.users, decoded.items, decoded.times_ms
-    if len(batches) > len(waiting):  # some partition has several: by event time
-        order = _order(places, kinds, times_ms, len(waiting))
+    if len(batches) > len(waiting):  # some partition has several
+        order = _order(places, kinds, times_ms, touched_ms, len(waiting))
         kinds, offsets, touched_ms, times_ms = kinds[order], offsets[order], touched_ms[order], times_ms[order]
         at = order.tolist()
         users, items = [users[i] for i in at], [items[i] for i in at]
@@ -68,16 +68,22 @@ def round_events(waiting: Sequence[Sequence[RecordBatch]], now_ms: int, max_byte
 
 
 def _order(
-    places: NDArray[np.int32], kinds: NDArray[np.uint8], times_ms: NDArray[np.int64], partitions: int
+    places: NDArray[np.int32],
+    kinds: NDArray[np.uint8],
+    times_ms: NDArray[np.int64],
+    touched_ms: NDArray[np.int64],
+    partitions: int,
 ) -> NDArray[np.int64]:
-    """By partition, then by event time, never overtaking within a topic (E,).
+    """By partition, then by event time, then by Kafka's time, never overtaking within a topic (E,).
 
     An event counts with the latest time of its topic so far, so a late one does not move before its predecessors: the
-    offsets of each topic must be applied in order for redelivered ones to be recognised.
+    offsets of each topic must be applied in order for redelivered ones to be recognised. Many logs have times in
+    seconds, in which a user does several things: three quarters of MovieLens' events share theirs with another one.
     """
-    clock = np.empty(len(places), np.int64)
-    _clock(places, kinds, times_ms, np.zeros(partitions * _KINDS, np.int64), clock)
-    return np.lexsort((clock, places))
+    touched, happened = np.empty(len(places), np.int64), np.empty(len(places), np.int64)
+    for times, clock in ((touched_ms, touched), (times_ms, happened)):
+        _clock(places, kinds, times, np.zeros(partitions * _KINDS, np.int64), clock)
+    return np.lexsort((touched, happened, places))
 
 
 @nb.njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]

@@ -67,13 +67,15 @@ class Settings(BaseSettings):
     model_poll_seconds: float = Field(1.0, gt=0, le=300, description="how often a worker looks for a new model version")
     max_event_bytes: int = Field(65_536, ge=64, description="larger events are dead-lettered")
 
-    train_every_events: int = Field(5_000, ge=1, description="new events after which the trainer trains")
+    train_every_events: int = Field(2_500, ge=1, description="new events after which the trainer trains")
     train_every_minutes: float = Field(
         5.0, ge=0, description="most minutes between two trainings; 0 counts events only"
     )
-    train_recent_events: int = Field(20_000, ge=100, description="newest events of a training")
-    train_reservoir_events: int = Field(20_000, ge=0, description="older events of a training, drawn at random")
-    train_epochs: int = Field(4, ge=1, le=100, description="passes over those events")
+    train_recent_events: int = Field(10_000, ge=100, description="most of the newest events of a training")
+    train_reservoir_events: int = Field(
+        10_000, ge=0, description="most of the older events of a training, drawn at random"
+    )
+    train_epochs: int = Field(3, ge=1, le=100, description="passes over those events")
     model_cell: Literal["gru", "lstm"] = Field("gru", description="recurrent cell of a model the trainer fits anew")
     model_hidden: int = Field(128, ge=1, le=4096, description="width of its user state")
     model_embedding: int = Field(64, ge=1, le=4096, description="width of its item vectors")

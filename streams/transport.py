@@ -5,14 +5,15 @@ of Faust 0.15 are replaced, each by overriding what its `Transport` class names:
 per record), the bookkeeping of acknowledged offsets (`streams.offsets`: stock Faust can commit past records in flight),
 and the hand-over of partitions, which lets the pipeline finish before offsets are committed.
 
-An event of a fetch travels on one of its topic-partitions, whichever came first, so an agent of each topic must hand
-its events to the same place.
+An event of a fetch travels on one of its topic-partitions, whichever came first. So topics whose records must stay in
+order are declared together and read by one agent. With an agent for each, a fetch could overtake the one before it, and
+records that came earlier in a partition would look like redelivered ones.
 
     app = faust.App("recstream", broker="kafka://127.0.0.1:9092")
     transport = install(app)
-    clicks = batch_topic(app, "clicks")
+    events = batch_topic(app, "clicks", "views")
 
-    @app.agent(clicks)
+    @app.agent(events)
     async def read(stream):
         async for event in stream.noack().events():
             await queue.put(event)  # later, when its effects are durable: event.ack()
@@ -400,28 +401,28 @@ def install(
     return transport
 
 
-def batch_topic(app: Any, name: str, *, partitions: int | None = None, max_batches: int = 2) -> Any:
-    """Declare an existing Kafka topic whose records arrive as events of tuples of `RecordBatch`.
+def batch_topic(app: Any, *names: str, partitions: int | None = None, max_batches: int = 2) -> Any:
+    """Declare existing Kafka topics whose records arrive, in order, as events of tuples of `RecordBatch`.
 
     Such an event may hold batches of the other batch topics too.
 
     Args:
         app: The app `install` was called on.
-        name: Topic name.
-        partitions: Its partition count, where known.
-        max_batches: Fetches buffered between the fetch loop and the topic's agent.
+        names: Topic names.
+        partitions: Their partition count, where known.
+        max_batches: Fetches buffered between the fetch loop and the topics' agent.
 
     Raises:
         TransportError: `install` was not called.
     """
     transport = app.transport
     if not isinstance(transport, BatchTransport):
-        what, why = f"topic {name} cannot be read in batches", "the app has another transport"
+        what, why = f"{', '.join(names)} cannot be read in batches", "the app has another transport"
         raise TransportError(what, why, "call streams.transport.install(app) first")
-    transport.batch_topics.add(name)
+    transport.batch_topics.update(names)
     # Not app.topic(): Faust 0.15.3 drops its `maxsize` argument.
     return app.conf.Topic(
-        app, topics=[name], schema=BatchSchema(), partitions=partitions, maxsize=max_batches, acks=True, internal=False
+        app, topics=names, schema=BatchSchema(), partitions=partitions, maxsize=max_batches, acks=True, internal=False
     )
 
 

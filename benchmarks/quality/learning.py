@@ -1,10 +1,11 @@
 """The trainer's parts in this process: buffer, cadence, live test, drift watch, learner, registry.
 
 They are put together as `streams.trainer` does it, with two differences that a replay needs: time is told by a rate
-of events, and a pass, which runs here at once, becomes known only after as many more events as would have come while
-it trained.
+of events, and a pass, which runs here at once, becomes known only after as many more events as come while it trains:
+its CPU seconds, as measured, at that rate.
 """
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -65,12 +66,14 @@ class LearningPath:
     Args:
         settings: The product's settings.
         directory: Where registry, buffer and passes go.
-        delay: Events that come while a pass trains: its version serves from then on.
+        delay: Events that come while a pass trains: its version serves from then on. None: as many as come in the CPU
+            seconds that it took, which makes figures depend on the machine as they do in the running system.
         rate: Events per second, which tells the time.
+        share: Of a core that training gets.
     """
 
-    def __init__(self, settings: Settings, directory: Path, delay: int, rate: float) -> None:
-        self._delay, self._rate = delay, rate
+    def __init__(self, settings: Settings, directory: Path, delay: int | None, rate: float, share: float = 1.0) -> None:
+        self._delay, self._rate, self._share = delay, rate, share
         self._registry = Registry(directory / "registry")
         replay = ReplaySettings(capacity=settings.buffer_events, seed=settings.trainer_seed)
         self._buffer = ReplayBuffer(directory / "trainer", replay)
@@ -167,16 +170,18 @@ class LearningPath:
             return
         self._learner.tidy()
         verdict: dict[str, Any] = outcome.metrics["gate"]
+        cpu_seconds = time.process_time() - started
         done = PassDone(
             seen=seen,
             serves_from=None,
             trigger=trigger,
             origin=str(outcome.lineage["origin"]),
             events=int(outcome.lineage["events"]),
-            cpu_seconds=round(time.process_time() - started, 2),
+            cpu_seconds=round(cpu_seconds, 2),
             candidate=verdict["candidate"]["ndcg@10"],
             rival=verdict["rival_quality"]["ndcg@10"],
             version=outcome.version,
             reasons=tuple(verdict["reasons"]),
         )
-        self._waiting = (seen + self._delay, done, outcome)
+        delay = math.ceil(cpu_seconds / self._share * self._rate) if self._delay is None else self._delay
+        self._waiting = (seen + delay, done, outcome)

@@ -37,7 +37,8 @@ class Log:
 
     @classmethod
     def of(cls, events: Events) -> "Log":
-        """The log of a table that is in time order."""
+        """The log of a table that is in time order, its times as `recstream replay` sends them."""
+        events = events.apart()
         users, items = _dense(events.users), _dense(events.items)
         seen = np.concatenate([np.zeros(1, np.int64), np.maximum.accumulate(items[:-1]) + 1])[: len(items)]
         kinds, times_ms = events.kinds, events.times_ms

@@ -30,8 +30,10 @@ class _Silent:
         """Take no notice."""
 
 
-def run(log: Log, folder: Path) -> tuple[Streamed, LearningPath]:
-    learning = LearningPath(load_settings(**SMALL), folder, DELAY, 1000.0)
+def run(
+    log: Log, folder: Path, delay: int | None = DELAY, rate: float = 1000.0, share: float = 1.0
+) -> tuple[Streamed, LearningPath]:
+    learning = LearningPath(load_settings(**SMALL), folder, delay, rate, share)
     try:
         return stream(log, load_settings(**SMALL), learning, BATCH, cast(Bar, _Silent())), learning
     finally:
@@ -88,6 +90,17 @@ def test_passes_begin_by_cadence_and_serve_after_the_delay(ran: tuple[Streamed, 
     starts = [done.seen for done in learning.passes]
     assert all(later - earlier >= DELAY for earlier, later in itertools.pairwise(starts))
     assert sum(streamed.versions.values()) == len(log)
+
+
+def test_without_a_delay_a_version_serves_when_the_pass_would_have_ended(tmp_path: Path) -> None:
+    rate, share = 50.0, 0.5
+    _, learning = run(random_log(1200, 30, 40), tmp_path, None, rate, share)
+    promoted = [done for done in learning.passes if done.serves_from is not None]
+    assert promoted
+    for done in promoted:
+        ended = done.seen + done.cpu_seconds * rate / share
+        assert done.cpu_seconds > 0
+        assert ended - 1 <= done.serves_from <= ended + BATCH + 1  # the seconds are rounded to hundredths
 
 
 def test_frozen_is_what_served_at_the_half(ran: tuple[Streamed, LearningPath, Log]) -> None:

@@ -31,7 +31,7 @@ def test_time_alone_is_enough_when_there_is_something_new() -> None:
     assert cadence.due(50_200, 400.0, serving=True) == "time"
     cadence.began(50_200, 400.0)
     assert cadence.due(51_000, 500.0, serving=True) is None
-    quiet = Cadence(CadenceSettings(every_seconds=0), 50_000, 0.0)
+    quiet = Cadence(CadenceSettings(every_events=5_000, every_seconds=0), 50_000, 0.0)
     assert quiet.due(54_999, 1e9, serving=True) is None
 
 

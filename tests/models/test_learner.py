@@ -62,6 +62,21 @@ def test_versions_follow_each_other_and_refit_when_the_stream_has_grown(begun: t
     assert third.metrics["gate"]["rival"] == third.lineage["parent"]
 
 
+def test_a_pass_costs_in_proportion_to_what_is_new(begun: tuple[Learner, ReplayBuffer]) -> None:
+    learner, buffer = begun
+    run(learner, learner.begin(buffer, "cold-start"))
+    rows = stream(1_840)
+    feed(buffer, rows[1_500:1_610])
+    job = learner.begin(buffer, "time")
+    assert job is not None and not job.anew
+    assert job.sample.recent.sum() == 440
+    older = int((job.sample.learn & ~job.sample.recent).sum())
+    assert 300 < older <= 440  # blocks of 64
+    feed(buffer, rows[1_610:])
+    job = learner.begin(buffer, "events")
+    assert job is not None and job.sample.recent.sum() == SETTINGS.recent
+
+
 def test_nothing_new_is_no_pass(begun: tuple[Learner, ReplayBuffer]) -> None:
     learner, buffer = begun
     run(learner, learner.begin(buffer, "cold-start"))

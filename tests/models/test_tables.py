@@ -273,3 +273,18 @@ def test_events_without_extras_can_be_taken_from() -> None:
     users, items = pl.Series(["a", "b"]), pl.Series(["x", "y"])
     events = Events(users, items, np.zeros(2, np.uint8), np.array([2, 1], np.int64))
     assert events.time_ordered().users.to_list() == ["b", "a"]
+
+
+def test_a_users_ties_come_apart_in_their_order() -> None:
+    rng = np.random.default_rng(0)
+    times = np.sort(rng.integers(0, 30, 400)) * 1_000
+    times[200:220] += np.arange(20)  # some are apart already
+    times.sort()
+    users = pl.Series([f"u{user}" for user in rng.integers(0, 5, 400)])
+    events = Events(users, users, np.zeros(400, np.uint8), times)
+    apart = events.apart()
+    assert apart.users.to_list() == users.to_list()
+    assert (apart.times_ms >= times).all() and (apart.times_ms - times).max() < 100
+    for user in users.unique():
+        assert (np.diff(apart.times_ms[(users == user).to_numpy()]) > 0).all()
+    assert np.array_equal(apart.apart().times_ms, apart.times_ms)

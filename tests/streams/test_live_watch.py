@@ -23,7 +23,7 @@ def fit(buffer: ReplayBuffer, registry: Registry, seed: int = 1, epochs: int = 6
 
 
 async def one_test(watch: LiveWatch) -> tuple[bool, object]:
-    watch.test(watch._tested_at + 1)  # a second later
+    watch.test(watch._tested_at + watch._pause)
     for _ in range(500):
         done, alarm = watch.collect()
         if done:

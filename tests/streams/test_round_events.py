@@ -60,6 +60,14 @@ def test_ties_between_topics_keep_the_order_of_arrival():
     ]  # fmt: skip
 
 
+def test_of_ties_in_event_time_the_one_that_kafka_had_first_comes_first():
+    clicks, views = batch(0, 0, [5, 5, 5]), batch(0, 1, [5, 5])
+    clicks.timestamps[:], views.timestamps[:] = [10, 14, 12], [11, 13]
+    found = round_events([[clicks, views]], NOW, 1_000).batch
+    topics = [(TOPICS[kind], offset) for kind, offset in zip(found.kinds.tolist(), found.offsets.tolist(), strict=True)]
+    assert topics == [("clicks", 0), ("views", 0), ("views", 1), ("clicks", 1), ("clicks", 2)]
+
+
 def test_a_rejected_record_is_found_in_its_batch_and_the_others_keep_their_offsets():
     waiting = [
         [batch(4, 0, [1, 2, 3], 10, bad=[1])],

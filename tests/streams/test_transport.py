@@ -162,7 +162,7 @@ class RecordingConsumer(BatchConsumer):
 class Harness:
     """An app reading two topics in batches, as after its first rebalance."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, *, together: bool = False) -> None:
         self.app = faust.App(
             "transport-test",
             broker="kafka://127.0.0.1:1",
@@ -173,11 +173,15 @@ class Harness:
         )
         self.transport = install(self.app)
         self.transport.Consumer = RecordingConsumer
-        self.topics = {tp: batch_topic(self.app, tp.topic, max_batches=2) for tp in (CLICKS, VIEWS)}
+        self.topics = (
+            {CLICKS: batch_topic(self.app, CLICKS.topic, VIEWS.topic, max_batches=8)}
+            if together
+            else {tp: batch_topic(self.app, tp.topic, max_batches=2) for tp in (CLICKS, VIEWS)}
+        )
         self.app.finalize()
         self.consumer: RecordingConsumer = self.app.consumer
         self.events: dict[TP, AsyncIterator[faust.Event]] = {}
-        self._next = dict.fromkeys(self.topics, 0)
+        self._next = dict.fromkeys((CLICKS, VIEWS), 0)
 
     async def start(self) -> None:
         for tp, topic in self.topics.items():
@@ -257,6 +261,14 @@ async def test_a_batch_is_one_event(harness: Harness) -> None:
     assert event.value is None and message.value is None  # nothing holds the records any more
     event.ack()
     assert harness.committable() == 5
+
+
+async def test_topics_declared_together_keep_the_order_of_fetches(tmp_path: Path) -> None:
+    harness = Harness(tmp_path, together=True)
+    await harness.start()
+    sent = [await harness.deliver(tp) for tp in (CLICKS, VIEWS, VIEWS, CLICKS, VIEWS)]
+    assert [(await harness.event()).message for _ in sent] == sent
+    await harness.stop()
 
 
 async def test_acknowledged_out_of_order_only_the_prefix_is_committed(harness: Harness) -> None:
