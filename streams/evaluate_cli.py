@@ -4,8 +4,9 @@ import os
 from contextlib import ExitStack
 from pathlib import Path
 from time import perf_counter
-from typing import Annotated, Any, Final, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 
+import orjson
 import typer
 from rich.console import Console
 from rich.table import Table
@@ -14,6 +15,9 @@ from state.errors import RecstreamError
 from streams import options
 from streams.console import Bar, print_json, progress_bar, say
 from streams.settings import SettingsError, load_settings
+
+if TYPE_CHECKING:
+    from models.evaluation.dataset import Dataset
 
 _FAST: Final = "popularity,markov,skip-markov,gru"
 _NARROWEST: Final = 128  # columns of the table; a narrower terminal wraps its lines rather than its figures
@@ -41,10 +45,11 @@ def evaluate(
     ] = 25_000,
     columns: options.Columns = None,
     types: options.Types = None,
-    items: Annotated[
-        Path | None, typer.Option(help="table of the items: item_id, title, category, ... (found beside DATA if there)")
+    items: options.Items = None,
+    limit: options.Limit = None,
+    settings: Annotated[
+        list[Path] | None, typer.Option(help="settings of models, as `recstream tune --out` writes them; repeatable")
     ] = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="read only the first N events, by time")] = None,
     out: Annotated[Path | None, typer.Option(help="folder for report.html, the plots and result.json")] = None,
     json: options.Json = False,
 ) -> None:
@@ -58,22 +63,10 @@ def evaluate(
 
     or `recstream evaluate log.csv.gz --models all --protocol time-split --json --out report`
     """
-    for name in (
-        "OPENBLAS_NUM_THREADS",
-        "OMP_NUM_THREADS",
-        "MKL_NUM_THREADS",
-    ):  # read when numpy and torch are imported
-        os.environ.setdefault(name, "1")
-    settings = load_settings()
-    import torch
-
-    from models.evaluation.dataset import load
+    one_thread()
     from models.evaluation.run import Settings, evaluate, require_known
     from models.family.registry import MODELS
-    from models.tables import TableError, parse_columns, parse_types
-    from streams.datasets import ML_100K, ml_100k
 
-    torch.set_num_threads(1)  # small products: a second thread costs more than it brings
     names = list(MODELS) if models.strip() == "all" else [name.strip() for name in models.split(",") if name.strip()]
     try:
         require_known(names)
@@ -81,18 +74,12 @@ def evaluate(
         raise SettingsError(what=error.what, why=error.why, fix=error.fix) from error
     if out is not None:
         _require_plots()
-    try:
-        named, kinds = parse_columns(columns) if columns else None, parse_types(types) if types else None
-    except TableError as error:
-        raise SettingsError(what=error.what, why=error.why, fix=error.fix) from error
-    path = ml_100k(settings.cache_dir) / f"{ML_100K}.inter" if data == ML_100K else Path(data)
-    log = load(path, named, kinds, items, limit)
-    say(f"{log.name}: {len(log.source):,} events, {log.source.users:,} users, {log.items - 1:,} items; {protocol}")
-    for note in log.notes:
-        say(f"  {note}")
+    given = _model_settings(settings or [])
+    log = read_log(data, columns, types, items, limit)
     bars = _Bars()
     with bars.stack:
-        body = evaluate(log, names, Settings(protocol, perf_counter, seeds, effort, judged), bars.show)
+        chosen = Settings(protocol, perf_counter, seeds, effort, judged, model_settings=given)
+        body = evaluate(log, names, chosen, bars.show)
     for note in body["data"]["notes"][len(log.notes) :]:
         say(f"  {note}")
     console = Console(stderr=json)
@@ -104,6 +91,50 @@ def evaluate(
         say(f"report: {write(body, out)}")
     if json:
         print_json(body)
+
+
+def one_thread() -> None:
+    """Compute on one thread: products here are small, a second thread costs more than it brings."""
+    for name in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"):
+        os.environ.setdefault(name, "1")  # read when numpy and torch are imported
+    import torch
+
+    torch.set_num_threads(1)
+
+
+def read_log(data: str, columns: str | None, types: str | None, items: Path | None, limit: int | None) -> "Dataset":
+    """The event log that a command was given, with what was guessed about it said.
+
+    Raises:
+        RecstreamError: It cannot be read, or the options do not fit.
+    """
+    from models.evaluation.dataset import load
+    from models.tables import TableError, parse_columns, parse_types
+    from streams.datasets import ML_100K, ml_100k
+
+    try:
+        named, kinds = parse_columns(columns) if columns else None, parse_types(types) if types else None
+    except TableError as error:
+        raise SettingsError(what=error.what, why=error.why, fix=error.fix) from error
+    path = ml_100k(load_settings().cache_dir) / f"{ML_100K}.inter" if data == ML_100K else Path(data)
+    log = load(path, named, kinds, items, limit)
+    say(f"{log.name}: {len(log.source):,} events, {log.source.users:,} users, {log.items - 1:,} items")
+    for note in log.notes:
+        say(f"  {note}")
+    return log
+
+
+def _model_settings(files: list[Path]) -> dict[str, dict[str, Any]]:
+    """Settings by model from JSON files ``{"gru": {"hidden": 192}}``; later files count."""
+    found: dict[str, dict[str, Any]] = {}
+    for file in files:
+        try:
+            body = orjson.loads(file.read_bytes())
+            found |= {str(name): dict(given) for name, given in body.items()}
+        except (OSError, TypeError, ValueError, AttributeError) as error:
+            what = f"{file} holds no settings of models"
+            raise SettingsError(what, str(error), "Write it with: recstream tune DATA --out FILE") from error
+    return found
 
 
 class _Bars:

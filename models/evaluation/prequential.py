@@ -17,12 +17,11 @@ from numpy.typing import NDArray
 
 from models.evaluation.dataset import Dataset
 from models.evaluation.judging import Judgement, Ranking, rank_events
-from models.evaluation.splits import subset
+from models.evaluation.splits import PREQUENTIAL_SHARE, subset
 from models.family.asking import queries_before
 from models.family.interface import Lesson, SequenceModel
 from state.errors import RecstreamError
 
-JUDGED_SHARE: Final = 0.5
 REFITS: Final = 2  # of fitted models: at the start and in the middle of what is judged
 _SLICE: Final = 8  # events scored between two lessons of a counting model
 _VALIDATION: Final = 0.1  # newest share of the events learnt from, to choose the best epoch by
@@ -57,7 +56,7 @@ def prequential(
     """
     source = data.source
     order = np.argsort(source.times_ms, kind="stable")  # (N,) places in order of time
-    first = int(len(order) * (1 - JUDGED_SHARE))
+    first = int(len(order) * (1 - PREQUENTIAL_SHARE))
     if first < 1 or len(order) - first < 1:
         what = "There is nothing to judge by test-then-learn"
         raise RecstreamError(what, f"the log has {len(order)} events", "Give a longer log")

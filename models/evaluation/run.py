@@ -3,9 +3,9 @@
 Letters: N events, K judged events, V item rows, B users.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, Final, Literal
+from typing import Any, Final
 
 import numpy as np
 import torch
@@ -15,21 +15,19 @@ from models.evaluation.dataset import Dataset
 from models.evaluation.intervals import intervals, segments
 from models.evaluation.judging import Judgement, judge
 from models.evaluation.metrics import Background, accuracy, beyond, rounded
-from models.evaluation.prequential import JUDGED_SHARE, prequential
+from models.evaluation.prequential import prequential
 from models.evaluation.ratings import rating_errors
-from models.evaluation.splits import Split, cold_items, leave_one_out, subset, time_split
+from models.evaluation.splits import JUDGED, Protocol, Split, split_by, subset
 from models.family.compression import KINDS, compress
 from models.family.interface import Lesson, SequenceModel, gather
 from models.family.registry import MODELS, build
 from state.errors import RecstreamError
 
-Protocol = Literal["leave-one-out", "time-split", "prequential", "cold-items"]
-PROTOCOLS: Final[tuple[Protocol, ...]] = ("leave-one-out", "time-split", "prequential", "cold-items")
-JUDGED: Final = 25_000  # most judged events by default; whole users are drawn where there are more
 _COST_USERS: Final = 256
 _COST_ROUNDS: Final = 20
-_SEEDLESS: Final = ("popularity", "markov", "skip-markov", "session-knn")  # nothing in them is drawn at random
+SEEDLESS: Final = ("popularity", "markov", "skip-markov", "session-knn")  # nothing in them is drawn at random
 Report = Callable[[str, float, str], object]
+Keep = Callable[[str, int, Judgement], object]
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +39,8 @@ class Settings:
         seeds: Fits of every model that draws at random; figures are means over them.
         effort: Factor on training budgets.
         judged: Most judged events.
+        first_seed: Seed of the first fit; the others count up from it.
+        model_settings: Settings of models by name, where they are not the defaults.
         clock: Seconds, for the time a model takes; the standard library's ``perf_counter`` outside of tests.
     """
 
@@ -49,6 +49,8 @@ class Settings:
     seeds: int = 1
     effort: float = 1.0
     judged: int = JUDGED
+    first_seed: int = 0
+    model_settings: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
 
 @dataclass(slots=True)
@@ -61,7 +63,9 @@ class Outcome:
     model: SequenceModel | None = None
 
 
-def evaluate(data: Dataset, names: list[str], settings: Settings, report: Report) -> dict[str, Any]:
+def evaluate(
+    data: Dataset, names: list[str], settings: Settings, report: Report, keep: Keep | None = None
+) -> dict[str, Any]:
     """Evaluate models by name on one data set.
 
     Args:
@@ -69,6 +73,7 @@ def evaluate(data: Dataset, names: list[str], settings: Settings, report: Report
         names: Names of `models.family.registry.MODELS`; ``gru:int8`` is the fitted ``gru`` made smaller (`compress`).
         settings: How.
         report: Called with a model's name, the share of its work done, and a note.
+        keep: Called with a model's name, a seed, and every event's ranks, for those who want more than means.
 
     Returns:
         ``{"models": {name: {"unmasked": {...}, "masked": {...}, "seconds": ...}}}`` with intervals, segments, cost and
@@ -78,7 +83,7 @@ def evaluate(data: Dataset, names: list[str], settings: Settings, report: Report
         RecstreamError: A model is unknown, or the log is too short for the protocol.
     """
     require_known(names)
-    split, notes = _split(data, settings)
+    split, notes = split_by(data, settings.protocol, settings.judged)
     background = Background.of(split.past(data.source), data.items)
     body: dict[str, Any] = {
         "data": {
@@ -92,38 +97,38 @@ def evaluate(data: Dataset, names: list[str], settings: Settings, report: Report
         },
         "protocol": settings.protocol,
         "seeds": settings.seeds,
+        "model_settings": {name: dict(given) for name, given in settings.model_settings.items()},
         "models": {},
     }
     fitted: dict[tuple[str, int], SequenceModel] = {}
     for name in dict.fromkeys(names):
         outcome = _run(data, name, split, settings, report, fitted)
         body["models"][name] = _figures(data, name, outcome, split, background, settings)
+        for number, judgement in enumerate(outcome.judgements):
+            (keep or _forget)(name, settings.first_seed + number, judgement)
         report(name, 1.0, "")
     return body
 
 
-def _split(data: Dataset, settings: Settings) -> tuple[Split, list[str]]:
-    source, notes = data.source, list[str]()
-    if settings.protocol == "leave-one-out":
-        split = leave_one_out(source)
-    elif settings.protocol != "prequential":
-        split = time_split(data) if settings.protocol == "time-split" else cold_items(data)
-        if not data.timed:
-            notes.append("time split without times: the newest tenth of each user's own events is judged")
-    else:
-        when = np.empty(len(source), np.int64)
-        when[np.argsort(source.times_ms, kind="stable")] = np.arange(len(source))
-        newer = when >= int(len(source) * (1 - JUDGED_SHARE))
-        return Split(~newer, np.zeros_like(newer), newer), notes
-    if split.judged.sum() > settings.judged:
-        users = np.repeat(np.arange(source.users), np.diff(source.starts))
-        order = np.random.default_rng(0).permutation(source.users)
-        number = np.bincount(users[split.judged], minlength=source.users)
-        chosen = order[: max(1, int(np.searchsorted(np.cumsum(number[order]), settings.judged, side="right")))]
-        total = int(split.judged.sum())
-        split = replace(split, judged=split.judged & np.isin(users, chosen))
-        notes.append(f"{split.judged.sum():,} of {total:,} held-out events are judged: those of users drawn at random")
-    return split, notes
+def _forget(name: str, seed: int, judgement: Judgement) -> None:
+    """Keep nothing but the means."""
+
+
+def lesson_of(
+    data: Dataset, split: Split, seed: int, effort: float, report: Callable[[float, str], bool | None]
+) -> Lesson:
+    """What a model is fitted to under a split: the learnt events, with the validation events to choose by."""
+    keep = split.learnt | split.validation
+    return Lesson(
+        past=split.past(data.source),
+        source=subset(data.source, keep),
+        judged=split.validation[keep],
+        catalogue=data.catalogue,
+        seed=seed,
+        effort=effort,
+        timed=data.timed,
+        report=report,
+    )
 
 
 def require_known(names: list[str]) -> None:
@@ -150,20 +155,20 @@ def _run(
 ) -> Outcome:
     outcome = Outcome()
     base, _, kind = name.partition(":")
-    seeds = 1 if base in _SEEDLESS else settings.seeds
-    for seed in range(seeds):
-        started = settings.clock()
+    seeds = 1 if base in SEEDLESS else settings.seeds
+    for number in range(seeds):
+        seed, started = settings.first_seed + number, settings.clock()
 
-        def progress(share: float, note: str, seed: int = seed) -> None:
-            of = f"seed {seed + 1} of {seeds}" if seeds > 1 else ""
-            report(name, (seed + share) / seeds, ", ".join(part for part in (of, note) if part))
+        def progress(share: float, note: str, number: int = number) -> None:
+            of = f"seed {number + 1} of {seeds}" if seeds > 1 else ""
+            report(name, (number + share) / seeds, ", ".join(part for part in (of, note) if part))
 
         def fit(
             lesson: Lesson, begin: float, end: float, progress: Callable[[float, str], None] = progress
         ) -> SequenceModel:
             whole = fitted.get((base, lesson.seed)) if kind and settings.protocol != "prequential" else None
             if whole is None:
-                whole = build(base, data.items)
+                whole = build(base, data.items, settings.model_settings.get(base))
                 whole.fit(replace(lesson, report=lambda share, note: progress(begin + (end - begin) * share, note)))
                 if settings.protocol != "prequential":
                     fitted[base, lesson.seed] = whole
@@ -173,16 +178,7 @@ def _run(
             online = bool(getattr(MODELS[base], "online", False))
             outcome.model, judgement = prequential(data, fit, online, seed, settings.effort, progress)
         else:
-            keep = split.learnt | split.validation
-            lesson = Lesson(
-                past=split.past(data.source),
-                source=subset(data.source, keep),
-                judged=split.validation[keep],
-                catalogue=data.catalogue,
-                seed=seed,
-                effort=settings.effort,
-                timed=data.timed,
-            )
+            lesson = lesson_of(data, split, seed, settings.effort, lambda share, note: None)
             outcome.model = fit(lesson, 0.0, 0.9)
             judgement = judge(
                 outcome.model, data.source, split.judged, lambda share: progress(0.9 + 0.1 * share, "ranking")

@@ -12,7 +12,7 @@ from models.family.attention import CausalStack, Recurrence
 from models.family.catalogue import Catalogue
 from models.family.inputs import Context
 from models.family.interface import Lesson
-from models.family.sequential import Module, Sequential, plain
+from models.family.sequential import RATE, Module, Sequential, plain
 from models.family.text import text_vectors
 from models.network import INITIAL_STD
 
@@ -90,6 +90,7 @@ class Fusion(Sequential):
         attributes: F, found by `fit`.
         clock: Whether hours and weekdays are told, found by `fit`.
         text_source: What made the text vectors, for reports.
+        rate: Peak of the learning rate.
 
     References:
         Hou et al., "Towards universal sequence representation learning for recommender systems", KDD 2022 (text as item
@@ -111,10 +112,11 @@ class Fusion(Sequential):
         attributes: int = 0,
         clock: bool = False,
         text_source: str = "none",
+        rate: float = RATE,
     ) -> None:
         self.items, self.width, self.encoder, self.layers, self.heads = items, width, encoder, layers, heads
         self.reach, self.dropout, self.text, self.attributes, self.clock = reach, dropout, text, attributes, clock
-        self.text_source = text_source
+        self.text_source, self.rate = text_source, rate
         with torch.random.fork_rng():
             torch.manual_seed(0)
             self._assemble()
@@ -151,7 +153,7 @@ class Fusion(Sequential):
 
     def settings(self) -> dict[str, Any]:
         names = ("items", "width", "encoder", "layers", "heads", "reach", "dropout", "text", "attributes", "clock")
-        return plain(self, (*names, "text_source"))
+        return plain(self, (*names, "text_source", "rate"))
 
 
 def _texts(catalogue: Catalogue, lesson: Lesson) -> tuple[Tensor, str]:

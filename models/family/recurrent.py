@@ -18,6 +18,7 @@ from models.network import Network, NetworkConfig
 from models.training import Trainer, TrainingSettings
 
 _SECONDS_PER_UNIT: Final = 3600.0  # of the time-aware decay: an hour away fades short-term memory by a quarter
+_RATE: Final = 0.01
 _EPOCHS: Final = 16
 _MOST_EPOCHS: Final = 60  # on small data, which is gone through until it was learnt from often enough
 _FEWEST_UPDATES: Final = 500
@@ -83,14 +84,17 @@ class Recurrent(SequenceModel):
         hidden: H.
         embedding: D.
         dropout: Of inputs and outputs, in training.
+        rate: Peak of the learning rate.
     """
 
     network_class: ClassVar[type[Network]] = Network
     cell: ClassVar[str] = "gru"
     context = 200  # longer windows than training's 100 change no ranking measurably
 
-    def __init__(self, items: int, hidden: int = 128, embedding: int = 64, dropout: float = 0.35) -> None:
-        self.items = items
+    def __init__(
+        self, items: int, hidden: int = 128, embedding: int = 64, dropout: float = 0.35, rate: float = _RATE
+    ) -> None:
+        self.items, self.rate = items, rate
         config = NetworkConfig(items, "lstm" if self.cell == "lstm" else "gru", hidden, embedding, dropout)
         with torch.random.fork_rng():
             torch.manual_seed(0)
@@ -109,7 +113,7 @@ class Recurrent(SequenceModel):
             self.network = self.network_class(config)
         with torch.no_grad():
             self.network.item_bias.copy_(popularity_bias(counts))
-        settings = TrainingSettings(sampled_above=_SAMPLED_ABOVE, negatives=_NEGATIVES)
+        settings = TrainingSettings(self.rate, sampled_above=_SAMPLED_ABOVE, negatives=_NEGATIVES)
         scored = self.items if self.items <= _SAMPLED_ABOVE else _NEGATIVES
         weights = sum(parameter.numel() for parameter in self.network.cell.parameters())
         batches = len(lesson.past) // settings.window + 1  # of an epoch on small data
@@ -151,6 +155,7 @@ class Recurrent(SequenceModel):
             "hidden": config.hidden,
             "embedding": config.embedding,
             "dropout": config.dropout,
+            "rate": self.rate,
         }
 
     def tensors(self) -> dict[str, Tensor]:

@@ -1,8 +1,8 @@
 """The models by their names on the command line."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from models.family.content import Fusion
 from models.family.counting import Markov, Popularity, SkipMarkov
@@ -34,16 +34,26 @@ MODELS: Final[dict[str, Callable[..., SequenceModel]]] = {
 }
 
 
-def build(name: str, items: int) -> SequenceModel:
+def build(name: str, items: int, settings: Mapping[str, Any] | None = None) -> SequenceModel:
     """A model by name for ``items`` rows, not yet fitted.
 
+    Args:
+        name: One of `MODELS`.
+        items: V.
+        settings: Keyword arguments of the model other than its defaults.
+
     Raises:
-        RecstreamError: There is no such model.
+        RecstreamError: There is no such model, or it cannot be built with these settings.
     """
     if name not in MODELS:
         what = f"There is no model {name!r}"
         raise RecstreamError(what, f"the models are {', '.join(MODELS)}", "Choose among them: --models gru,markov")
-    return MODELS[name](items)
+    try:
+        return MODELS[name](items, **(settings or {}))
+    except (TypeError, ValueError, RuntimeError) as error:
+        given = ", ".join(f"{key}={value}" for key, value in (settings or {}).items())
+        what = f"The model {name} cannot be built with {given or 'its defaults'}"
+        raise RecstreamError(what, str(error).splitlines()[0], "Correct the settings, or leave them away") from error
 
 
 def load(path: Path) -> SequenceModel:

@@ -20,6 +20,7 @@ from models.network import UNKNOWN_ROW
 from models.passes import lay_out
 from models.softmax import Sampler
 
+RATE: Final = 0.004
 SAMPLED_ABOVE: Final = 6000  # item rows; a full softmax over more would take most of the training time
 NEGATIVES: Final = 2048
 _GBCE_NEGATIVES: Final = 256
@@ -86,7 +87,7 @@ class Sequential(SequenceModel):
 
     module: Module
     window: int = 50
-    rate: float = 0.004
+    rate: float = RATE
     epochs: int = 28
     loss: str = "ce"
     item_dropout: float = 0.05

@@ -12,7 +12,7 @@ from models.family.attention import Block, CausalStack, bidirectional_bias, near
 from models.family.inputs import Context, ItemVectors
 from models.family.interface import EventBatch, Lesson
 from models.family.recent import ends, shifted, unfolded
-from models.family.sequential import Module, Sequential, plain
+from models.family.sequential import RATE, Module, Sequential, plain
 from models.network import INITIAL_STD, UNKNOWN_ROW
 
 _MASKED: Final = 0.3  # share of a training window hidden from the autoencoder
@@ -34,6 +34,7 @@ class Transformer(Sequential):
         reach: L.
         dropout: In training.
         loss: ``ce`` (full or sampled softmax) or ``gbce``.
+        rate: Peak of the learning rate.
 
     References:
         Kang and McAuley, "Self-attentive sequential recommendation", ICDM 2018; Dai et al., "Transformer-XL", ACL 2019;
@@ -52,9 +53,10 @@ class Transformer(Sequential):
         reach: int = 50,
         dropout: float = 0.3,
         loss: Literal["ce", "gbce"] = "ce",
+        rate: float = RATE,
     ) -> None:
         self.items, self.width, self.layers, self.heads = items, width, layers, heads
-        self.reach, self.dropout, self.loss = reach, dropout, loss
+        self.reach, self.dropout, self.loss, self.rate = reach, dropout, loss, rate
         with torch.random.fork_rng():
             torch.manual_seed(0)
             self.build(None)
@@ -68,7 +70,7 @@ class Transformer(Sequential):
         self.context = encoder.context
 
     def settings(self) -> dict[str, Any]:
-        return plain(self, ("items", "width", "layers", "heads", "reach", "dropout", "loss"))
+        return plain(self, ("items", "width", "layers", "heads", "reach", "dropout", "loss", "rate"))
 
 
 class MaskedStack(nn.Module):
@@ -116,6 +118,7 @@ class Bert(Sequential):
         heads: A.
         window: W, places with the mask's included.
         dropout: In training.
+        rate: Peak of the learning rate.
 
     References:
         Sun et al., "BERT4Rec: sequential recommendation with bidirectional encoder representations from Transformer",
@@ -128,10 +131,17 @@ class Bert(Sequential):
     smallest_batch = 384  # a third of the places teaches
 
     def __init__(
-        self, items: int, width: int = 64, layers: int = 2, heads: int = 2, window: int = 50, dropout: float = 0.2
+        self,
+        items: int,
+        width: int = 64,
+        layers: int = 2,
+        heads: int = 2,
+        window: int = 50,
+        dropout: float = 0.2,
+        rate: float = RATE,
     ) -> None:
         self.items, self.width, self.layers, self.heads = items, width, layers, heads
-        self.places, self.dropout = window, dropout
+        self.places, self.dropout, self.rate = window, dropout, rate
         self.window = window - 1  # a training window of T steps holds T + 1 events
         self.context = window - 1
         self.epochs = 40  # a third of the places teaches: it needs more passes
@@ -202,7 +212,7 @@ class Bert(Sequential):
         return out[torch.arange(len(steps)), steps]
 
     def settings(self) -> dict[str, Any]:
-        return {**plain(self, ("items", "width", "layers", "heads", "dropout")), "window": self.places}
+        return {**plain(self, ("items", "width", "layers", "heads", "dropout", "rate")), "window": self.places}
 
 
 def _columns(events: EventBatch) -> Tensor:
