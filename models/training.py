@@ -64,13 +64,13 @@ class Trainer:
     Args:
         network: The network, on the device to train on.
         counts: How often each item row occurs (V,): what negatives are drawn by.
-        epochs: Number of epochs the schedule is laid out for.
+        epochs: Number of epochs the schedule is laid out for; may be a fraction.
         seed: Randomness of windows, order, dropout and negatives; the same seed gives the same network on one machine.
         settings: How to train.
     """
 
     def __init__(
-        self, network: Network, counts: NDArray[np.int64], epochs: int, seed: int, settings: TrainingSettings
+        self, network: Network, counts: NDArray[np.int64], epochs: float, seed: int, settings: TrainingSettings
     ) -> None:
         self.network, self.settings, self.epochs = network, settings, epochs
         self._device = network.item_bias.device

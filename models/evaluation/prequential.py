@@ -36,6 +36,7 @@ def prequential(
     effort: float,
     report: Callable[[float, str], object],
     refits: int = REFITS,
+    judged: NDArray[np.bool_] | None = None,
 ) -> tuple[SequenceModel, Judgement]:
     """Judge a model by test-then-learn over the newer half of the events, in order of time.
 
@@ -47,6 +48,7 @@ def prequential(
         effort: Factor on the budget of all fits together.
         report: Called with the share done and a note.
         refits: Times a model that does not learn event by event is fitted.
+        judged: (N,) which events of the newer half are ranked, all when None; every one is learnt.
 
     Returns:
         The model as it is in the end, and the judgement of the newer half.
@@ -66,8 +68,9 @@ def prequential(
     seen = torch.zeros(data.items, dtype=torch.bool)
     seen[torch.from_numpy(source.items[order[:first]].astype(np.int64))] = True
     parts: list[Judgement] = []
+    ranked = np.ones(len(source), np.bool_) if judged is None else judged
     if online:
-        parts.append(_slices(model, data, order[first:], seen, report))
+        parts.append(_slices(model, data, order[first:], ranked, seen, report))
     else:
         bounds = np.linspace(first, len(order), refits + 1).astype(int)
         for number, (begin, end) in enumerate(pairwise(bounds.tolist())):
@@ -75,7 +78,8 @@ def prequential(
             if number:
                 lesson = _lesson(data, when, begin, seed, effort / refits, online)
                 model = fit(lesson, at, at + 0.5 / refits)
-            parts.append(_block(model, data, np.sort(order[begin:end]), seen))
+            places = np.sort(order[begin:end])
+            parts.append(_block(model, data, places[ranked[places]], seen))
             seen[torch.from_numpy(source.items[order[begin:end]].astype(np.int64))] = True
             report(at + 0.7 / refits, "")
     return model, _together(parts)
@@ -103,6 +107,7 @@ def _slices(
     model: SequenceModel,
     data: Dataset,
     places: NDArray[np.int64],
+    ranked: NDArray[np.bool_],
     seen: torch.Tensor,
     report: Callable[[float, str], object],
 ) -> Judgement:
@@ -113,7 +118,9 @@ def _slices(
     for begin in range(0, len(places), _SLICE):
         part = slice(begin, begin + _SLICE)
         rows = source.items[places[part]].astype(np.int64)
-        parts.append(rank_events(model, source, places[part], asked[part], candidates=seen))
+        mine = np.flatnonzero(ranked[places[part]]) + begin
+        if len(mine):
+            parts.append(rank_events(model, source, places[mine], asked[mine], candidates=seen))
         model.learn(asked[part], users[part], rows)
         seen[torch.from_numpy(rows)] = True
         if begin // _SLICE % 128 == 0:

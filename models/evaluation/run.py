@@ -176,7 +176,9 @@ def _run(
 
         if settings.protocol == "prequential":
             online = bool(getattr(MODELS[base], "online", False))
-            outcome.model, judgement = prequential(data, fit, online, seed, settings.effort, progress)
+            outcome.model, judgement = prequential(
+                data, fit, online, seed, settings.effort, progress, judged=split.judged
+            )
         else:
             lesson = lesson_of(data, split, seed, settings.effort, lambda share, note: None)
             outcome.model = fit(lesson, 0.0, 0.9)

@@ -113,8 +113,8 @@ def tune(data: Dataset, search: Search, report: Report) -> dict[str, Any]:
             ends the search.
 
     Returns:
-        ``{"best": {"settings": {...}, "ndcg@10": ..., "trial": ...}, "default": ..., "trials": [...], ...}``: NDCG@10 of
-        the validation events, unmasked, full ranking.
+        ``{"best": {"settings": {...}, "ndcg@10": ..., "trial": ...}, "default": ..., "trials": [...], ...}``: NDCG@10
+        of the validation events, unmasked, full ranking.
 
     Raises:
         RecstreamError: The model has nothing to tune, the log is too short, or the file is of another search.

@@ -19,6 +19,8 @@ from models.network import INITIAL_STD
 Encoder = Literal["transformer", "gru"]
 _ID_DROPOUT: Final = 0.1  # share of item rows without their id in a training step, so that content alone says enough
 _HIDDEN: Final = 128
+_MOST_ATTRIBUTES: Final = 2000
+_CELLS: Final = 20_000_000  # of the table of attributes, 80 MB; with more items only more frequent values are told
 
 
 class GatedItems(nn.Module):
@@ -125,7 +127,7 @@ class Fusion(Sequential):
         if lesson is None:
             return self._assemble()
         texts, self.text_source = _texts(lesson.catalogue, lesson)
-        table, _ = lesson.catalogue.attribute_table()
+        table, _ = lesson.catalogue.attribute_table(min(_MOST_ATTRIBUTES, max(1, _CELLS // self.items)))
         self.text, self.attributes, self.clock = texts.shape[1], table.shape[1], lesson.timed
         self._assemble()
         counts = torch.from_numpy(lesson.past.counts(self.items))

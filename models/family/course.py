@@ -1,6 +1,7 @@
 """The course of a fit: how many epochs the data is worth, early stopping, the best weights kept."""
 
 import copy
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
@@ -16,6 +17,7 @@ from models.family.interface import Lesson, SequenceModel
 _BUDGET: Final = 2.4e12  # multiplications of one fit at effort 1: about 150 s on one core of 2024
 _STEP_OVERHEAD: Final = 60_000  # multiplications that an event costs besides the counted ones
 _FEWEST_EPOCHS: Final = 3
+_LEAST: Final = 0.1  # share of the budget that is spent on so many, however little effort is asked for
 _JUDGED: Final = 5000  # most held-out events a choice is made by: NDCG@10 to about .003
 _FEWEST_JUDGED: Final = 20  # with fewer the best epoch would be chosen by chance
 
@@ -27,16 +29,17 @@ class Plan:
     """How long to train.
 
     Attributes:
-        epochs: Most epochs; the learning rate falls to 0 over this many.
+        epochs: Most epochs; the learning rate falls to 0 over this many. A fraction ends within an epoch: of a very
+            long log only a part, drawn at random, is learnt.
         patience: Epochs without a better held-out NDCG@10 after which it stops.
     """
 
-    epochs: int
+    epochs: float
     patience: int
 
 
-def epochs_for(lesson: Lesson, weights: float, most: int) -> int:
-    """Epochs that fit into the budget, the same on every machine and under any load.
+def epochs_for(lesson: Lesson, weights: float, most: int) -> float:
+    """Epochs that fit into the budget, the same on every machine and under any load; less than 3 may be a fraction.
 
     Args:
         lesson: The data and the effort.
@@ -44,7 +47,9 @@ def epochs_for(lesson: Lesson, weights: float, most: int) -> int:
         most: Epochs after which training of this kind improves no more.
     """
     cost = 3 * (weights + _STEP_OVERHEAD) * max(len(lesson.past), 1)  # a backward pass costs two forward ones
-    return int(np.clip(round(lesson.effort * _BUDGET / cost), min(_FEWEST_EPOCHS, most), most))
+    fewest = min(_FEWEST_EPOCHS, most, _LEAST * _BUDGET / cost)
+    epochs = float(np.clip(lesson.effort * _BUDGET / cost, fewest, most))
+    return round(epochs) if epochs >= _FEWEST_EPOCHS else epochs
 
 
 def run_course(
@@ -68,14 +73,14 @@ def run_course(
     sample = held_out_sample(lesson)
     best, kept, since = -1.0, None, 0
     stopped = False
-    for number in range(plan.epochs):
+    for number in range(math.ceil(plan.epochs)):
 
         def report(share: float, loss: float, number: int = number, best: float = best) -> bool:
             nonlocal stopped
             held_out = f", held-out NDCG@10 {best:.4f}" if best >= 0 else ""
-            note = f"epoch {number + 1} of at most {plan.epochs}, loss {loss:.3f}{held_out}"
-            stopped = bool(lesson.report((number + share) / plan.epochs, note)) or stopped
-            return stopped
+            note = f"epoch {number + 1} of at most {plan.epochs:.3g}, loss {loss:.3f}{held_out}"
+            stopped = bool(lesson.report(min((number + share) / plan.epochs, 1.0), note)) or stopped
+            return stopped or number + share >= plan.epochs
 
         epoch(report)
         module.eval()

@@ -119,7 +119,7 @@ class Recurrent(SequenceModel):
         batches = len(lesson.past) // settings.window + 1  # of an epoch on small data
         most = max(_EPOCHS, min(_FEWEST_UPDATES // batches, _MOST_EPOCHS))
         epochs = epochs_for(lesson, weights + scored * config.embedding, most)
-        plan = Plan(epochs, patience=max(4, epochs // 4))
+        plan = Plan(epochs, patience=max(4, int(epochs // 4)))
         trainer = Trainer(self.network, counts, plan.epochs, lesson.seed, settings)
         run_course(self, self.network, lesson, plan, lambda report: trainer.epoch(lesson.past, report))
 

@@ -120,7 +120,7 @@ class Sequential(SequenceModel):
             batches = transitions(lesson) // batch_steps(self, lesson) + 1
             most = max(self.epochs, min(_FEWEST_UPDATES // batches, _MOST_EPOCHS))
             epochs = epochs_for(lesson, self.encoder_weights() + scored, most)
-            plan = Plan(epochs, patience=max(5, epochs // 4))
+            plan = Plan(epochs, patience=max(5, int(epochs // 4)))
             trained = _Epochs(self, lesson, plan, sampler)
             run_course(self, self.module, lesson, plan, trained.one)
 
