@@ -13,7 +13,7 @@ from rich.table import Table
 
 from state.errors import RecstreamError
 from streams import options
-from streams.console import Bar, print_json, progress_bar, say
+from streams.console import EXIT_INTERRUPTED, Bar, print_json, progress_bar, say
 from streams.settings import SettingsError, load_settings
 
 if TYPE_CHECKING:
@@ -91,6 +91,9 @@ def evaluate(
         say(f"report: {write(body, out)}")
     if json:
         print_json(body)
+    if "interrupted" in body:
+        say(f"interrupted at {body['interrupted']}: the figures are of the models before it")
+        raise typer.Exit(EXIT_INTERRUPTED)
 
 
 def one_thread() -> None:

@@ -50,9 +50,9 @@ def fill_recbole(
     split, _ = split_by(data, protocol)
     judged = np.flatnonzero(split.judged & (data.source.items > 0))
     if not (folder / "ask.npz").is_file():
-        _write_samples(data, split.learnt, folder)
+        write_samples(data, split.learnt, folder)
         asked = {"valid": np.flatnonzero(split.validation), "test": judged}
-        arrays = [_histories(data, events, part) for part, events in asked.items()]
+        arrays = [histories_before(data, events, part) for part, events in asked.items()]
         np.savez_compressed(folder / "ask.npz", items=data.items, **arrays[0], **arrays[1])
     argv = [recbole_python(), "-m", "benchmarks.baselines.recbole_sequential", "--data", folder, "--name", NAME]
     argv += ["--model", model.removeprefix(PREFIX), f"--epochs={epochs}", f"--seconds={seconds}"]
@@ -75,7 +75,7 @@ def fill_recbole(
     say(f"{data.name}, {protocol}, {model}: {figures['note']}; NDCG@10 {figures['unmasked']['ndcg@10']:.4f}")
 
 
-def _write_samples(data: Dataset, learnt: NDArray[np.bool_], folder: Path) -> None:
+def write_samples(data: Dataset, learnt: NDArray[np.bool_], folder: Path) -> None:
     """Every learnt event with the up to 50 learnt before it by its user, as RecBole's augmentation makes them."""
     (folder / NAME).mkdir(parents=True, exist_ok=True)
     source, lines = data.source, list[str]()
@@ -91,7 +91,7 @@ def _write_samples(data: Dataset, learnt: NDArray[np.bool_], folder: Path) -> No
         (folder / NAME / f"{NAME}.{part}.inter").write_text(header + "".join(written), encoding="utf-8")
 
 
-def _histories(data: Dataset, events: NDArray[np.int64], part: str) -> dict[str, NDArray[Any]]:
+def histories_before(data: Dataset, events: NDArray[np.int64], part: str) -> dict[str, NDArray[Any]]:
     """What is known before events (K,): their users' last items (K, L), and all items had, as pairs."""
     source = data.source
     start = source.starts[np.searchsorted(source.starts, events, side="right") - 1]

@@ -77,7 +77,8 @@ def evaluate(
 
     Returns:
         ``{"models": {name: {"unmasked": {...}, "masked": {...}, "seconds": ...}}}`` with intervals, segments, cost and
-        what was evaluated on beside them; everything is plain JSON.
+        what was evaluated on beside them; everything is plain JSON. Ctrl-C ends it with the models that are done, and
+        ``interrupted`` names the one that was not.
 
     Raises:
         RecstreamError: A model is unknown, or the log is too short for the protocol.
@@ -102,7 +103,13 @@ def evaluate(
     }
     fitted: dict[tuple[str, int], SequenceModel] = {}
     for name in dict.fromkeys(names):
-        outcome = _run(data, name, split, settings, report, fitted)
+        try:
+            outcome = _run(data, name, split, settings, report, fitted)
+        except KeyboardInterrupt:
+            if not body["models"]:
+                raise
+            body["interrupted"] = name
+            break
         body["models"][name] = _figures(data, name, outcome, split, background, settings)
         for number, judgement in enumerate(outcome.judgements):
             (keep or _forget)(name, settings.first_seed + number, judgement)
