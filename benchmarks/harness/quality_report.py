@@ -9,7 +9,7 @@ from benchmarks.harness.quality_cells import SIDES, pooled, wanted_seeds
 from benchmarks.harness.recbole_models import PREFIX, RECBOLE_MODELS
 from benchmarks.harness.report import console
 from models.evaluation.dataset import Dataset
-from models.evaluation.report import pareto
+from models.evaluation.report import trade_off
 
 NAME: Final = "quality"
 PLOTTED: Final = "leave-one-out"
@@ -29,13 +29,7 @@ PUBLISHED: Final[dict[str, dict[str, dict[str, Any]]]] = {
         },
     }
 }
-_COLORS: Final = {"counting": "#2a7f3f", "recurrent": "#1f5fa8", "attention": "#b8461b", "mixed": "#7a3fa0"}
-_KIND: Final = {
-    **dict.fromkeys(("popularity", "markov", "skip-markov", "session-knn", "bpr"), "counting"),
-    **dict.fromkeys(("rnn", "lstm", "gru", "time-lstm"), "recurrent"),
-    **dict.fromkeys(("transformer", "bert"), "attention"),
-    **dict.fromkeys(("fusion", "ensemble"), "mixed"),
-}
+_COUNTING: Final = ("popularity", "markov", "skip-markov", "session-knn")
 _OPENING: Final = """# Quality of every model
 
     {command}
@@ -151,12 +145,12 @@ def _goals(result: dict[str, Any]) -> str:
         for mine, other in pairs:
             if mine in ours and theirs.get(other):
                 lines.append(_row([data, f"{mine} >= {other}", *_compared(ours[mine], theirs[other])]))
-        counting = [ours[name] for name, kind in _KIND.items() if kind == "counting" and name in ours]
-        models = [name for name, kind in _KIND.items() if kind != "counting" and name in ours]
+        counting = [ours[name] for name in _COUNTING if name in ours]
+        models = [name for name in ours if name not in _COUNTING and name not in RECBOLE_MODELS]
         if counting and models:
             bar = {side: {"ndcg@10": max(one[side]["ndcg@10"] for one in counting)} for side in SIDES}
-            for name in sorted(models, key=lambda name: -ours[name]["masked"]["ndcg@10"])[:1]:
-                lines.append(_row([data, f"{name} (the best) > every counting model", *_compared(ours[name], bar)]))
+            best = max(models, key=lambda name: ours[name]["masked"]["ndcg@10"])
+            lines.append(_row([data, f"{best} (the best) > every counting model", *_compared(ours[best], bar)]))
     return "\n".join(lines) + "\n"
 
 
@@ -189,42 +183,7 @@ def _plot(result: dict[str, Any], path: Path) -> None:
             "bytes of state a user": {model: figures["cost"]["state_bytes"] for model, figures in models.items()},
         }
         for axis, (title, price) in zip(row, prices.items(), strict=True):
-            _scatter(axis, price, quality, between)
-            axis.set(xscale="log", xlabel=title, ylabel="NDCG@10, unmasked", title=f"{name}, {PLOTTED}")
-            axis.grid(alpha=0.3)
-            axis.margins(x=0.12)
+            trade_off(axis, price, quality, between)
+            axis.set(xlabel=title, ylabel="NDCG@10, unmasked", title=f"{name}, {PLOTTED}")
+    figure.legend(*axes[0][0].get_legend_handles_labels(), loc="outside right center", fontsize=9)
     figure.savefig(path, dpi=110)
-
-
-def _scatter(axis: Any, price: dict[str, float], quality: dict[str, float], between: dict[str, list[float]]) -> None:
-    """Points by kind of model, names beside them, and a line through those that nothing beats in both."""
-    for kind, color in _COLORS.items():
-        names = [name for name in price if _KIND.get(name.partition(":")[0]) == kind]
-        if names:
-            values = [quality[name] for name in names]
-            spread = [
-                [max(quality[name] - between[name][0], 0) for name in names],
-                [max(between[name][1] - quality[name], 0) for name in names],
-            ]
-            axis.errorbar(
-                [price[name] for name in names],
-                values,
-                yerr=spread,
-                fmt="o",
-                color=color,
-                ecolor=color + "55",
-                label=kind,
-            )
-    taken = list[tuple[float, float]]()
-    span = max(quality.values()) - min(quality.values()) or 1.0
-    for name in sorted(price, key=lambda name: quality[name]):
-        x, y = price[name], quality[name]
-        shift = 4
-        for other_x, other_y in taken:  # names of neighbours one above the other
-            if 0.5 < x / other_x < 2 and abs(y - other_y) < 0.03 * span:
-                shift += 9
-        axis.annotate(name, (x, y), textcoords="offset points", xytext=(5, shift), fontsize=8)
-        taken.append((x, y))
-    front = pareto(price, quality)
-    axis.plot([price[name] for name in front], [quality[name] for name in front], color="#c24", alpha=0.5, lw=1)
-    axis.legend(fontsize=8, loc="lower right")

@@ -54,6 +54,18 @@ def test_a_report_holds_everything_in_one_page(log, tmp_path):
     body = orjson.loads((tmp_path / "out" / "result.json").read_bytes())
     assert list(body["models"]) == ["popularity", "markov"]
     assert {path.name for path in (tmp_path / "out").glob("*.png")} == {"accuracy.png", "cost.png"}
+    assert "Smaller copies" not in page
+
+
+def test_the_report_sets_smaller_copies_beside_the_whole_model(log, tmp_path):
+    pytest.importorskip("matplotlib")
+    names = "popularity,gru,gru:fp16,gru:int8,gru:pruned"
+    assert run(log, "--models", names, "--effort", "0.01", "--out", tmp_path).exit_code == 0
+    page = (tmp_path / "report.html").read_text()
+    section = page.partition("<h2>Smaller copies</h2>")[2].partition("<h2>")[0]
+    rows = [line.partition("<td>")[0] for line in section.split("<tr><td>")[1:]]
+    assert rows == ["gru", "gru:fp16", "gru:int8", "gru:pruned"]
+    assert "share of whole" in section and "<td>1.0000" in section
 
 
 def test_other_columns_and_types_are_named(tmp_path):
