@@ -17,9 +17,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models.evaluation.dataset import Dataset
+from models.evaluation.fitting import SEEDLESS
 from models.evaluation.intervals import intervals
 from models.evaluation.judging import Judgement
-from models.evaluation.run import SEEDLESS, Settings, evaluate
+from models.evaluation.run import Settings, evaluate
 from models.evaluation.splits import Protocol
 
 SIDES: Final = ("unmasked", "masked")

@@ -12,20 +12,20 @@ import torch
 from numpy.typing import NDArray
 
 from models.evaluation.dataset import Dataset
+from models.evaluation.fitting import SEEDLESS, Fits, lesson_of
 from models.evaluation.intervals import intervals, segments
 from models.evaluation.judging import Judgement, judge
 from models.evaluation.metrics import Background, accuracy, beyond, rounded
 from models.evaluation.prequential import prequential
 from models.evaluation.ratings import rating_errors
-from models.evaluation.splits import JUDGED, Protocol, Split, split_by, subset
+from models.evaluation.splits import JUDGED, Protocol, Split, split_by
 from models.family.compression import KINDS, compress
 from models.family.interface import Lesson, SequenceModel, gather
-from models.family.registry import MODELS, build
+from models.family.registry import MODELS
 from state.errors import RecstreamError
 
 _COST_USERS: Final = 256
 _COST_ROUNDS: Final = 20
-SEEDLESS: Final = ("popularity", "markov", "skip-markov", "session-knn")  # nothing in them is drawn at random
 Report = Callable[[str, float, str], object]
 Keep = Callable[[str, int, Judgement], object]
 
@@ -101,10 +101,10 @@ def evaluate(
         "model_settings": {name: dict(given) for name, given in settings.model_settings.items()},
         "models": {},
     }
-    fitted: dict[tuple[str, int], SequenceModel] = {}
+    fits = Fits(data, settings.model_settings, settings.clock, settings.protocol != "prequential")
     for name in dict.fromkeys(names):
         try:
-            outcome = _run(data, name, split, settings, report, fitted)
+            outcome = _run(data, name, split, settings, report, fits)
         except KeyboardInterrupt:
             if not body["models"]:
                 raise
@@ -121,23 +121,6 @@ def _forget(name: str, seed: int, judgement: Judgement) -> None:
     """Keep nothing but the means."""
 
 
-def lesson_of(
-    data: Dataset, split: Split, seed: int, effort: float, report: Callable[[float, str], bool | None]
-) -> Lesson:
-    """What a model is fitted to under a split: the learnt events, with the validation events to choose by."""
-    keep = split.learnt | split.validation
-    return Lesson(
-        past=split.past(data.source),
-        source=subset(data.source, keep),
-        judged=split.validation[keep],
-        catalogue=data.catalogue,
-        seed=seed,
-        effort=effort,
-        timed=data.timed,
-        report=report,
-    )
-
-
 def require_known(names: list[str]) -> None:
     """Check names of models.
 
@@ -152,19 +135,12 @@ def require_known(names: list[str]) -> None:
         raise RecstreamError(what, why, "Choose among them: --models markov,gru,gru:int8")
 
 
-def _run(
-    data: Dataset,
-    name: str,
-    split: Split,
-    settings: Settings,
-    report: Report,
-    fitted: dict[tuple[str, int], SequenceModel],
-) -> Outcome:
+def _run(data: Dataset, name: str, split: Split, settings: Settings, report: Report, fits: Fits) -> Outcome:
     outcome = Outcome()
-    base, _, kind = name.partition(":")
+    base = name.partition(":")[0]
     seeds = 1 if base in SEEDLESS else settings.seeds
     for number in range(seeds):
-        seed, started = settings.first_seed + number, settings.clock()
+        seed, started, spent = settings.first_seed + number, settings.clock(), 0.0
 
         def progress(share: float, note: str, number: int = number) -> None:
             of = f"seed {number + 1} of {seeds}" if seeds > 1 else ""
@@ -173,13 +149,13 @@ def _run(
         def fit(
             lesson: Lesson, begin: float, end: float, progress: Callable[[float, str], None] = progress
         ) -> SequenceModel:
-            whole = fitted.get((base, lesson.seed)) if kind and settings.protocol != "prequential" else None
-            if whole is None:
-                whole = build(base, data.items, settings.model_settings.get(base))
-                whole.fit(replace(lesson, report=lambda share, note: progress(begin + (end - begin) * share, note)))
-                if settings.protocol != "prequential":
-                    fitted[base, lesson.seed] = whole
-            return compress(whole, kind).model if kind else whole  # type: ignore[arg-type]
+            nonlocal spent
+            told = replace(lesson, report=lambda share, note: progress(begin + (end - begin) * share, note))
+            before = settings.clock()
+            model, seconds = fits.fit(name, told)
+            # A fit that was shared counts for every model that has it.
+            spent += max(seconds - (settings.clock() - before), 0.0)
+            return model
 
         if settings.protocol == "prequential":
             online = bool(getattr(MODELS[base], "online", False))
@@ -195,7 +171,7 @@ def _run(
             if data.ratings is not None:
                 outcome.validations.append(judge(outcome.model, data.source, split.validation))
         outcome.judgements.append(judgement)
-        outcome.seconds += settings.clock() - started
+        outcome.seconds += settings.clock() - started + spent
     return outcome
 
 

@@ -18,9 +18,9 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from models.evaluation.dataset import Dataset
+from models.evaluation.fitting import lesson_of
 from models.evaluation.judging import judge
 from models.evaluation.metrics import gains
-from models.evaluation.run import lesson_of
 from models.evaluation.splits import Protocol, Split, split_by, thinned
 from models.family.registry import MODELS, build
 from state.errors import RecstreamError
