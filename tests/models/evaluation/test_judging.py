@@ -64,3 +64,25 @@ def test_queries_are_those_of_stepping_through_what_came_before(name):
             for step in range(event - start):
                 state = model.step(state, window.at(step))
         torch.testing.assert_close(asked[number], model.query(state)[0], atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["transformer", "skip-markov", "gru"])
+def test_a_robot_is_asked_about_in_windows_of_bounded_length(name):
+    rng = np.random.default_rng(0)
+    source = histories([[1, 2, 3, 4], rng.integers(1, 20, 1500).tolist(), [5, 6]])
+    model = build(name, 20)
+    lengths = []
+    whole = model.sequence
+
+    def sequence(events):
+        lengths.append(events.items.shape[1])
+        return whole(events)
+
+    model.sequence = sequence
+    events = np.concatenate(([1, 3], np.arange(500, 1504), [1505]))
+    asked = queries_before(model, source, events)
+    assert max(lengths) <= 3 * max(model.context, 256)
+    for number in (0, 1, 2, 300, 640, 1005, 1006):
+        alone = queries_before(model, source, events[number : number + 1])
+        # A GRU starts from nothing 200 events and more before: what is farther back has faded.
+        assert torch.allclose(asked[number], alone[0], atol=1e-4)
