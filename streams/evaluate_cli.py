@@ -76,7 +76,7 @@ def evaluate(
         _require_plots()
     given = _model_settings(settings or [])
     log = read_log(data, columns, types, items, limit)
-    bars = _Bars()
+    bars = _Bars(list(dict.fromkeys(names)))
     with bars.stack:
         chosen = Settings(protocol, perf_counter, seeds, effort, judged, model_settings=given)
         body = evaluate(log, names, chosen, bars.show)
@@ -143,15 +143,17 @@ def _model_settings(files: list[Path]) -> dict[str, dict[str, Any]]:
 class _Bars:
     """One progress bar after another, one for each model."""
 
-    def __init__(self) -> None:
+    def __init__(self, names: list[str]) -> None:
         self.stack = ExitStack()
+        self._names = names
         self._name = ""
         self._bar: Bar | None = None
 
     def show(self, name: str, share: float, note: str) -> None:
         if name != self._name or self._bar is None:
             self.stack.close()
-            self._name, self._bar = name, self.stack.enter_context(progress_bar(name, total=1.0))
+            title = f"{name} ({self._names.index(name) + 1} of {len(self._names)})" if len(self._names) > 1 else name
+            self._name, self._bar = name, self.stack.enter_context(progress_bar(title, total=1.0))
         self._bar.to(share, note=note)
 
 

@@ -21,9 +21,9 @@ _SIGNS: Final = "osD^vP*"  # 7 signs and 10 colours: 70 models differ
 _STYLE: Final = """
 body{font:15px/1.5 system-ui,sans-serif;max-width:72rem;margin:2rem auto;padding:0 1rem;color:#222}
 table{border-collapse:collapse;font-variant-numeric:tabular-nums;font-size:13px}
-th,td{padding:.25rem .6rem;text-align:right;border-bottom:1px solid #ddd}
+th,td{padding:.25rem .6rem;text-align:right;border-bottom:1px solid #ddd;white-space:nowrap}
 th:first-child,td:first-child{text-align:left}
-td.best{font-weight:bold} img{max-width:100%} div.wide{overflow-x:auto}
+img{max-width:100%} div.wide{overflow-x:auto}
 """
 
 

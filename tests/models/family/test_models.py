@@ -119,6 +119,20 @@ def test_an_ensemble_gives_weight_to_who_knows():
         Ensemble(ITEMS, ("oracle",))
 
 
+def test_an_ensemble_of_adopted_members_is_the_one_that_fits_them_itself():
+    given = replace(lesson(walks(users=40)), effort=1e-6)
+    whole, adopting = Ensemble(ITEMS), Ensemble(ITEMS)
+    whole.fit(given)
+    members = {name: build(name, ITEMS) for name in ("gru", "popularity")}
+    for member in members.values():
+        member.fit(given)
+    adopting.adopt(members)
+    adopting.fit(given)
+    assert adopting.members[0] is members["gru"]
+    for name, tensor in whole.tensors().items():
+        torch.testing.assert_close(adopting.tensors()[name], tensor, msg=name)
+
+
 @pytest.mark.parametrize("again", [True, False], ids=["who come back", "who never do"])
 def test_an_ensemble_learns_whether_people_come_back_to_items(again):
     rng = np.random.default_rng(0)

@@ -5,8 +5,9 @@ import pytest
 import torch
 
 from models.family.attention import bidirectional_bias, near_first
-from models.family.course import held_out_ndcg, held_out_sample
+from models.family.course import Plan, held_out_ndcg, held_out_sample
 from models.family.losses import cross_entropy, generalised_bce
+from models.family.sequential import _Epochs
 from models.family.transformer import Bert, Transformer
 from models.softmax import Sampler
 from tests.models.family.walks import ITEMS, lesson, walks, windows
@@ -41,6 +42,22 @@ def test_large_catalogues_are_learnt_from_samples(monkeypatch):
     model = Transformer(ITEMS, width=16, reach=5, dropout=0.1)
     model.fit(given)
     assert quality(model, given) > 0.6
+
+
+def test_averages_stand_between_epochs_and_training_goes_on_from_the_weights(monkeypatch):
+    def losses_and_weights(kept):
+        monkeypatch.setattr("models.family.sequential._KEPT", kept)
+        torch.manual_seed(3)
+        model, given = Transformer(ITEMS, width=8, reach=4), lesson(walks(users=20))
+        model.build(None)
+        epochs = _Epochs(model, given, Plan(3, 3), None)
+        losses = [epochs.one(lambda share, loss: False) for _ in range(3)]
+        return losses, model.module.vectors.table.weight.detach().clone()
+
+    plain, weights = losses_and_weights(0.0)
+    averaged, average = losses_and_weights(0.98)
+    assert plain == averaged
+    assert not torch.allclose(weights, average)
 
 
 def test_an_event_sees_nothing_after_it():
