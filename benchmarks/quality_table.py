@@ -24,6 +24,7 @@ from models.evaluation.dataset import Dataset, load
 from models.evaluation.run import require_known
 from models.evaluation.splits import PROTOCOLS, Protocol
 from models.family.compression import KINDS
+from models.family.ensemble import Ensemble
 from models.family.registry import MODELS
 from streams.datasets import ML_100K, ml_100k
 from streams.settings import load_settings
@@ -60,8 +61,9 @@ def main(
     for seed in range(seeds):  # one seed everywhere before a second anywhere
         for log in logs:
             for protocol in named:
-                for name in names:
-                    _fill(cells, log, protocol, name, seed, seeds, effort, until)
+                for group in groups(names):
+                    if monotonic() < until and seed in wanted_seeds(group[0], range(seeds)):
+                        _fill(cells, log, protocol, group, seed, effort)
     if "recbole" in chosen and recbole_epochs:
         for name in RECBOLE_MODELS:
             for log in logs:
@@ -72,6 +74,13 @@ def main(
     result |= {"effort": effort, "machine": computer()}
     write(result, out)
     conclude(result, json)
+
+
+def groups(names: list[str]) -> list[list[str]]:
+    """Names of models that are fitted together: the compressed one with its copies and the ensemble it is in."""
+    shared = COMPRESSED in names and Ensemble.name in names
+    found = [with_copies([name]) for name in names if not (shared and name == Ensemble.name)]
+    return [[*group, Ensemble.name] if shared and group[0] == COMPRESSED else group for group in found]
 
 
 def with_copies(names: list[str]) -> list[str]:
@@ -87,26 +96,17 @@ def _load(source: str) -> Dataset:
     return load(path)
 
 
-def _fill(
-    cells: Path, log: Dataset, protocol: Protocol, name: str, seed: int, seeds: int, effort: float, until: float
-) -> None:
-    group = with_copies([name])
-    if seed not in wanted_seeds(name, range(seeds)) or monotonic() > until:
+def _fill(cells: Path, log: Dataset, protocol: Protocol, group: list[str], seed: int, effort: float) -> None:
+    if all(Cell(log.name, protocol, name, seed).path(cells).is_file() for name in group):
         return
-    if all(Cell(log.name, protocol, one, seed).path(cells).is_file() for one in group):
-        return
-    where = f"{log.name}, {protocol}, {name}, seed {seed}"
+    where = f"{log.name}, {protocol}, seed {seed}"
     with console.status(where) as status:
-        fill(
-            cells,
-            log,
-            protocol,
-            group,
-            seed,
-            effort,
-            lambda _, share, note: status.update(f"{where}: {share:.0%} {note}"),
-        )
-    console.print(f"{where}: done", style="dim")
+
+        def show(name: str, share: float, note: str) -> None:
+            status.update(f"{where}: {name} {share:.0%} {note}")
+
+        fill(cells, log, protocol, group, seed, effort, show)
+    console.print(f"{where}: {', '.join(group)} done", style="dim")
 
 
 if __name__ == "__main__":

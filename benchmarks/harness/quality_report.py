@@ -100,7 +100,8 @@ def _table(data: str, protocol: str, models: dict[str, Any]) -> str:
         titles += [f"{side} HR@10", f"{side} NDCG@10"]
     titles += ["coverage@10", "seconds", "us an event", "state bytes", "model bytes", ""]
     lines = [_row(titles), "|---" * len(titles) + "|"]
-    best = {side: max(models, key=lambda name, side=side: models[name][side]["ndcg@10"]) for side in SIDES}
+    whole = [name for name in models if ":" not in name]
+    best = {side: max(whole, key=lambda name, side=side: models[name][side]["ndcg@10"]) for side in SIDES}
     shown = {name: _cells(figures, [side for side in SIDES if best[side] == name]) for name, figures in models.items()}
     if protocol == PLOTTED:
         for name, figures in PUBLISHED.get(data, {}).items():
@@ -146,7 +147,7 @@ def _goals(result: dict[str, Any]) -> str:
             if mine in ours and theirs.get(other):
                 lines.append(_row([data, f"{mine} >= {other}", *_compared(ours[mine], theirs[other])]))
         counting = [ours[name] for name in _COUNTING if name in ours]
-        models = [name for name in ours if name not in _COUNTING and name not in RECBOLE_MODELS]
+        models = [name for name in ours if name not in (*_COUNTING, *RECBOLE_MODELS) and ":" not in name]
         if counting and models:
             bar = {side: {"ndcg@10": max(one[side]["ndcg@10"] for one in counting)} for side in SIDES}
             best = max(models, key=lambda name: ours[name]["masked"]["ndcg@10"])

@@ -6,7 +6,7 @@ import pytest
 from benchmarks.harness.quality_cells import Cell, fill, pooled, store, wanted_seeds
 from benchmarks.harness.quality_report import collect, markdown, write
 from benchmarks.harness.recbole_models import RECBOLE_MODELS, histories_before, write_samples
-from benchmarks.quality_table import with_copies
+from benchmarks.quality_table import groups, with_copies
 from models.evaluation.metrics import accuracy
 from tests.models.evaluation.walks import dataset, ring
 
@@ -37,6 +37,8 @@ def test_smaller_copies_have_cells_of_their_own(tmp_path) -> None:
     models = found["tables"]["test"]["leave-one-out"]
     assert list(models) == ["gru", "gru:fp16", "gru:int8", "gru:pruned"]
     assert models["gru:int8"]["cost"]["model_bytes"] < models["gru"]["cost"]["model_bytes"]
+    assert groups(["markov", "gru", "ensemble"])[1] == ["gru", "gru:fp16", "gru:int8", "gru:pruned", "ensemble"]
+    assert groups(["bpr", "ensemble"]) == [["bpr"], ["ensemble"]]
     assert wanted_seeds("gru:int8", [0, 1]) == [0, 1] and wanted_seeds("markov", [0, 1]) == [0]
 
 
