@@ -104,11 +104,12 @@ def target_ranks(model: SequenceModel, asked: Tensor, targets: NDArray[np.int32]
     """Ranks (K,) of target rows (K,) among all items for queries (K, Q); nothing is excluded."""
     rows = max(1, _SCORES // model.items)
     wanted = torch.from_numpy(targets.astype(np.int64))
-    parts = [
-        ranks_of(model.item_scores(asked[begin : begin + rows]), wanted[begin : begin + rows])[0].numpy()
-        for begin in range(0, len(targets), rows)
-    ]
-    return np.concatenate(parts) if parts else np.zeros(0)
+    # Written into one array: small results kept between large scores would scatter the heap, to gigabytes.
+    found = np.zeros(len(targets))
+    for begin in range(0, len(targets), rows):
+        part = slice(begin, begin + rows)
+        found[part] = ranks_of(model.item_scores(asked[part]), wanted[part])[0].numpy()
+    return found
 
 
 def ranks_of(scores: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
