@@ -89,7 +89,7 @@ class Sequential(SequenceModel):
     module: Module
     window: int = 50
     rate: float = RATE
-    epochs: int = 28
+    epochs: int = 16
     loss: str = "ce"
     item_dropout: float = 0.05
     smallest_batch: int = 128
