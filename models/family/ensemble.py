@@ -32,12 +32,11 @@ _MEMBERS: Final[dict[str, type[SequenceModel]]] = {
 _SHARES: Final = {"gru": 0.94, "skip-markov": 0.02, "session-knn": 0.02, "popularity": 0.02}  # of the time of a fit
 _COUNTED: Final = ("skip-markov", "session-knn", "popularity")  # scores are counts: their logarithms are added
 _FLOOR: Final = 1e-4  # probability that a count spreads over all items, so that its logarithm stays finite
-_SIGNED: Final = ("popularity",)  # a negative weight corrects members that repeat what is popular anyway
 _CANDIDATES: Final = 100  # best items of each member among which the weights are learnt: lists are short
 _CELLS: Final = 2**24  # held-out log-probabilities made at once, 64 MB
 _STEPS: Final = 200  # of the fit of the weights
 _WEIGHTS_RATE: Final = 0.05
-_OWN: Final = 100  # latest items of a user that count as had before
+_OWN: Final = 500  # latest items of a user that count as had before: who rates films has seen all of theirs
 _OWN_SCALE: Final = 5.0  # so that the steps can forbid them altogether: 200 of 0.05 are 50 nats
 
 
@@ -116,8 +115,7 @@ class Ensemble(SequenceModel):
             for begin in range(0, len(targets), rows)
         ]
         right, others = torch.cat([one for one, _ in parts], dim=1), torch.cat([other for _, other in parts], dim=1)
-        signed = torch.tensor([member.name in _SIGNED for member in self.members] + [True])
-        return _likeliest(right, others, signed)
+        return _likeliest(right, others)
 
     @torch.inference_mode()
     def _candidates(self, asked: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
@@ -179,11 +177,11 @@ class Ensemble(SequenceModel):
         return torch.cat([*asked, own], dim=1)
 
     def sequence(self, events: EventBatch) -> Tensor:
-        own = unfolded(self._newest(events), _OWN)[..., 0]  # (B, T, 100)
+        own = unfolded(self._newest(events), _OWN)[..., 0]  # (B, T, 500)
         return torch.cat([*(member.sequence(events) for member in self.members), own], dim=2)
 
     def last(self, events: EventBatch, steps: Tensor) -> Tensor:
-        own = ends(self._newest(events), steps, _OWN)[..., 0]  # (B, 100)
+        own = ends(self._newest(events), steps, _OWN)[..., 0]  # (B, 500)
         return torch.cat([*(member.last(events, steps) for member in self.members), own], dim=1)
 
     def item_scores(self, queries: Tensor) -> Tensor:
@@ -222,22 +220,23 @@ def _width(member: SequenceModel, of: str) -> int:
     return member.state_size if of == "state" else int(member.query(member.initial_state(1)).shape[1])
 
 
-def _likeliest(right: Tensor, others: Tensor, signed: Tensor) -> Tensor:
-    """Weights (M + 1,) under which what was right is likeliest, only the signed ones of which may be negative.
+def _likeliest(right: Tensor, others: Tensor) -> Tensor:
+    """Weights (M + 1,) under which what was right is likeliest, none of the first M negative.
 
     Args:
         right: (M + 1, N) of the items that came.
         others: (M + 1, N, C) of those that might have come, minus infinity for none.
-        signed: (M + 1,) bool.
     """
     if not right.shape[1]:
         return torch.cat((torch.full((len(right) - 1,), 1.0 / (len(right) - 1)), torch.zeros(1)))
     real = others[0] > -torch.inf  # (N, C)
     others = others.masked_fill(~real, 0.0)
-    raw = torch.where(signed, 0.0, -1.0).requires_grad_()  # softplus(-1) = 0.31
+    raw = torch.full((len(right),), -1.0)  # softplus(-1) = 0.31
+    raw[-1] = 0.0
+    raw.requires_grad_()
 
     def weights() -> Tensor:
-        return torch.where(signed, raw, torch.nn.functional.softplus(raw))
+        return torch.cat((torch.nn.functional.softplus(raw[:-1]), raw[-1:]))
 
     with torch.enable_grad():
         optimizer = torch.optim.Adam([raw], lr=_WEIGHTS_RATE)
