@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from models.family.course import BatchReport, Plan, epochs_for, run_course
+from models.family.course import BatchReport, Plan, Quality, epochs_for, run_course
 from models.family.inputs import Context
 from models.family.interface import EventBatch, Lesson, SequenceModel, gather
 from models.family.losses import cross_entropy, generalised_bce
@@ -84,6 +84,7 @@ class Sequential(SequenceModel):
         item_dropout: Share of input items replaced by the unknown item.
         weight_decay: AdamW's decay of matrices.
         smallest_batch: Fewest steps of a batch.
+        quality: What the best epoch is chosen by, `models.family.course.held_out_ndcg` when None.
     """
 
     module: Module
@@ -94,6 +95,7 @@ class Sequential(SequenceModel):
     item_dropout: float = 0.05
     smallest_batch: int = 128
     weight_decay: float = _DECAY
+    quality: Quality | None = None
 
     def build(self, lesson: Lesson | None) -> None:
         """Make ``module`` anew, with knowledge of the items where there is a lesson."""
@@ -123,7 +125,7 @@ class Sequential(SequenceModel):
             epochs = epochs_for(lesson, self.encoder_weights() + scored, most)
             plan = Plan(epochs, patience=max(5, int(epochs // 4)))
             trained = _Epochs(self, lesson, plan, sampler)
-            run_course(self, self.module, lesson, plan, trained.one)
+            run_course(self, self.module, lesson, plan, trained.one, self.quality)
 
     def _width(self) -> int:
         with torch.no_grad():

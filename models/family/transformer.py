@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from models.family.attention import Block, CausalStack, bidirectional_bias, near_first
+from models.family.course import held_out_ndcg_of_both
 from models.family.inputs import Context, ItemVectors
 from models.family.interface import EventBatch, Lesson
 from models.family.recent import ends, shifted, unfolded
@@ -43,6 +44,7 @@ class Transformer(Sequential):
     """
 
     name: ClassVar[str] = "transformer"
+    quality = staticmethod(held_out_ndcg_of_both)
 
     def __init__(
         self,
