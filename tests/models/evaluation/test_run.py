@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from models.evaluation.dataset import Dataset
-from models.evaluation.run import PROTOCOLS, Settings, evaluate
+from models.evaluation.run import Settings, evaluate
+from models.evaluation.splits import PROTOCOLS
 from models.family.registry import MODELS
 from state.errors import RecstreamError
 from tests.models.evaluation.walks import dataset, histories, ring
