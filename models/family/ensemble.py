@@ -245,6 +245,6 @@ def _likeliest(right: Tensor, others: Tensor) -> Tensor:
             scores = torch.tensordot(weights(), others, dims=1).masked_fill(~real, -torch.inf)  # (N, C)
             loss = (torch.logaddexp(scores.logsumexp(1), score) - score).mean()
             optimizer.zero_grad()
-            loss.backward()
+            loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
     return weights().detach()

@@ -182,7 +182,7 @@ class _Epochs:
         vectors = [parameter for parameter in parameters if parameter.ndim <= 1]
         groups = [{"params": matrices, "weight_decay": model.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
         self._optimizer = torch.optim.AdamW(groups, lr=model.rate)
-        self._parameters = parameters
+        self._parameters: list[Tensor] = [*parameters]
         self._average = [parameter.detach().clone() for parameter in parameters]
         self._weights: list[Tensor] = []  # those in training, while the averages stand in their place
         self._finished, self._updates = 0, 0
