@@ -84,6 +84,7 @@ class Sequential(SequenceModel):
         item_dropout: Share of input items replaced by the unknown item.
         weight_decay: AdamW's decay of matrices.
         smallest_batch: Fewest steps of a batch.
+        patience: Share of the epochs that may pass without a better one.
         quality: What the best epoch is chosen by, `models.family.course.held_out_ndcg` when None.
     """
 
@@ -95,6 +96,7 @@ class Sequential(SequenceModel):
     item_dropout: float = 0.05
     smallest_batch: int = 128
     weight_decay: float = _DECAY
+    patience: float = 0.25
     quality: Quality | None = None
 
     def build(self, lesson: Lesson | None) -> None:
@@ -123,7 +125,7 @@ class Sequential(SequenceModel):
             batches = transitions(lesson) // batch_steps(self, lesson) + 1
             most = max(self.epochs, min(_FEWEST_UPDATES // batches, _MOST_EPOCHS))
             epochs = epochs_for(lesson, self.encoder_weights() + scored, most)
-            plan = Plan(epochs, patience=max(5, int(epochs // 4)))
+            plan = Plan(epochs, patience=max(5, int(epochs * self.patience)))
             trained = _Epochs(self, lesson, plan, sampler)
             run_course(self, self.module, lesson, plan, trained.one, self.quality)
 

@@ -44,6 +44,7 @@ class Transformer(Sequential):
     """
 
     name: ClassVar[str] = "transformer"
+    patience = 1.0  # the best epochs come when the rate has fallen
     quality = staticmethod(held_out_ndcg_of_both)
 
     def __init__(
