@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from models.family.interface import SequenceModel, gather
+from models.family.interface import SequenceModel, clock_of, gather
 from models.sequences import Histories, grouped
 
 _STEPS: Final = 2**13  # of one batch of windows, padding included
@@ -29,12 +29,12 @@ def queries_before(
     Args:
         model: The model.
         source: The histories.
-        events: (K,) places in the histories; a user's first event is asked of the initial state.
+        events: (K,) places in the histories; before a user's first event only its hour is known.
         report: Called with the share done.
     """
     user = np.searchsorted(source.starts, events, side="right") - 1
     start = source.starts[:-1][user]
-    found = model.query(model.initial_state(1)).repeat(len(events), 1)
+    found = model.greeting(torch.from_numpy(clock_of(source.times_ms[events])))
     begin = np.maximum(start, events - model.context)
     unit = user
     if not model.pointwise:  # one window reaches over many events of a user, but not over a robot's 100,000

@@ -3,6 +3,7 @@
 Letters: B users or windows, T steps, W window, D width, A heads, L reach, V item rows, N targets.
 """
 
+from collections.abc import Mapping
 from typing import Any, ClassVar, Final, Literal
 
 import torch
@@ -12,8 +13,9 @@ from models.family.attention import Block, CausalStack, bidirectional_bias, near
 from models.family.course import held_out_ndcg_of_both
 from models.family.inputs import Context, ItemVectors
 from models.family.interface import EventBatch, Lesson
+from models.family.module import Module
 from models.family.recent import ends, shifted, unfolded
-from models.family.sequential import RATE, Module, Sequential, plain
+from models.family.sequential import RATE, Asked, Sequential
 from models.network import INITIAL_STD, UNKNOWN_ROW
 
 _MASKED: Final = 0.3  # share of a training window hidden from the autoencoder
@@ -36,6 +38,8 @@ class Transformer(Sequential):
         dropout: In training.
         loss: ``ce`` (full or sampled softmax) or ``gbce``.
         rate: Peak of the learning rate.
+        coding: What is told of types and times, found by `fit`.
+        tasks: What is foretold beside the next item, found by `fit`.
 
     References:
         Kang and McAuley, "Self-attentive sequential recommendation", ICDM 2018; Dai et al., "Transformer-XL", ACL 2019;
@@ -57,23 +61,27 @@ class Transformer(Sequential):
         dropout: float = 0.3,
         loss: Literal["ce", "gbce"] = "ce",
         rate: float = RATE,
+        coding: Mapping[str, Any] | None = None,
+        tasks: Mapping[str, Any] | None = None,
     ) -> None:
         self.items, self.width, self.layers, self.heads = items, width, layers, heads
         self.reach, self.dropout, self.loss, self.rate = reach, dropout, loss, rate
-        with torch.random.fork_rng():
-            torch.manual_seed(0)
-            self.build(None)
+        self.recall(coding, tasks)
 
     def build(self, lesson: Lesson | None) -> None:
         del lesson
         encoder = CausalStack(self.width, self.layers, self.heads, self.reach, self.dropout)
         self.module = Module(
-            ItemVectors(self.items, self.width), Context(self.width), encoder, self.items, self.dropout
+            ItemVectors(self.items, self.width),
+            Context(self.width, coding=self.coding),
+            encoder,
+            self.items,
+            self.dropout,
         ).eval()
         self.context = encoder.context
 
     def settings(self) -> dict[str, Any]:
-        return plain(self, ("items", "width", "layers", "heads", "reach", "dropout", "loss", "rate"))
+        return self.described(("items", "width", "layers", "heads", "reach", "dropout", "loss", "rate"))
 
 
 class MaskedStack(nn.Module):
@@ -122,6 +130,8 @@ class Bert(Sequential):
         window: W, places with the mask's included.
         dropout: In training.
         rate: Peak of the learning rate.
+        coding: What is told of types and times, found by `fit`.
+        tasks: What is foretold beside the next item, found by `fit`.
 
     References:
         Sun et al., "BERT4Rec: sequential recommendation with bidirectional encoder representations from Transformer",
@@ -129,7 +139,7 @@ class Bert(Sequential):
     """
 
     name: ClassVar[str] = "bert"
-    pointwise: ClassVar[bool] = True
+    pointwise = True
     item_dropout = 0.0
     smallest_batch = 384  # a third of the places teaches
 
@@ -142,27 +152,27 @@ class Bert(Sequential):
         window: int = 50,
         dropout: float = 0.2,
         rate: float = RATE,
+        coding: Mapping[str, Any] | None = None,
+        tasks: Mapping[str, Any] | None = None,
     ) -> None:
         self.items, self.width, self.layers, self.heads = items, width, layers, heads
         self.places, self.dropout, self.rate = window, dropout, rate
         self.window = window - 1  # a training window of T steps holds T + 1 events
         self.context = window - 1
         self.epochs = 40  # a third of the places teaches: it needs more passes
-        with torch.random.fork_rng():
-            torch.manual_seed(0)
-            self.build(None)
+        self.recall(coding, tasks)
 
     def build(self, lesson: Lesson | None) -> None:
         del lesson
         encoder = MaskedStack(self.width, self.layers, self.heads, self.places, self.dropout)
-        vectors, context = ItemVectors(self.items, self.width), Context(self.width)
+        vectors, context = ItemVectors(self.items, self.width), Context(self.width, coding=self.coding)
         self.module = Module(vectors, context, encoder, self.items, self.dropout).eval()
 
     @property
     def state_size(self) -> int:
         return 4 * self.context + 1
 
-    def outputs(self, events: EventBatch, targets: Tensor) -> tuple[Tensor, Tensor]:
+    def outputs(self, events: EventBatch, targets: Tensor) -> Asked:
         steps = (targets != UNKNOWN_ROW).long().mul(torch.arange(1, targets.shape[1] + 1)).amax(1) + 1  # (B,) events
         items = torch.cat((events.items[:, :1], targets), dim=1)  # (B, T + 1) the window's events
         place = torch.arange(items.shape[1])[None]
@@ -178,7 +188,8 @@ class Bert(Sequential):
         x = torch.where((last & ~hidden)[:, :, None], bare, x)
         out = self.module.encoder(x, hidden, steps)
         wanted = hidden & (items != UNKNOWN_ROW)
-        return out[wanted], items[wanted]
+        window, event = wanted.nonzero(as_tuple=True)
+        return Asked(out[wanted], items[wanted], window, event, last[wanted])  # what stands before it has seen it
 
     @torch.no_grad()
     def step(self, state: Tensor, events: EventBatch) -> Tensor:
@@ -215,7 +226,7 @@ class Bert(Sequential):
         return out[torch.arange(len(steps)), steps]
 
     def settings(self) -> dict[str, Any]:
-        return {**plain(self, ("items", "width", "layers", "heads", "dropout", "rate")), "window": self.places}
+        return {**self.described(("items", "width", "layers", "heads", "dropout", "rate")), "window": self.places}
 
 
 def _columns(events: EventBatch) -> Tensor:

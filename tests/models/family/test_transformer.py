@@ -91,14 +91,18 @@ def test_biases_start_by_liking_near_events():
 
 def test_losses_fall_with_the_score_of_the_target():
     torch.manual_seed(0)
-    table, bias, targets = torch.eye(30), torch.zeros(30), torch.tensor([3, 7, 9])
+    table, targets = torch.eye(30), torch.tensor([3, 7, 9])
+
+    def bias(rows):
+        return torch.zeros(30 if rows is None else len(rows))
+
     sampler = Sampler.of(torch.ones(30), 64)
     losses = {
         "full": lambda query: cross_entropy(query, lambda rows: table, bias, targets, None),
         "sampled": lambda query: cross_entropy(
             query, lambda rows: table if rows is None else table[rows], bias, targets, sampler
         ),
-        "gbce": lambda query: generalised_bce(query, lambda rows: table[rows], bias, targets, 29),
+        "gbce": lambda query: generalised_bce(query, lambda rows: table[rows], bias, targets, 30, 29),
     }
     for name, loss in losses.items():
         assert loss(3 * table[targets]) < loss(torch.zeros(3, 30)), name
