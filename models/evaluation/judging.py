@@ -57,7 +57,11 @@ class Judgement:
 
 @torch.inference_mode()
 def judge(
-    model: SequenceModel, source: Histories, judged: NDArray[np.bool_], report: Report | None = None
+    model: SequenceModel,
+    source: Histories,
+    judged: NDArray[np.bool_],
+    report: Report | None = None,
+    candidates: Tensor | None = None,
 ) -> Judgement:
     """Rank every item for every judged event.
 
@@ -66,11 +70,12 @@ def judge(
         source: The histories; each judged event is ranked knowing what its user did before it, and nothing else.
         judged: (N,) which events.
         report: Called with the share done.
+        candidates: (V,) bool, items that compete; all but row 0 when None.
     """
     events = np.flatnonzero(judged & (source.items != UNKNOWN_ROW))
     share = report or (lambda share: None)
     asked = queries_before(model, source, events, lambda done: share(0.3 * done))
-    return rank_events(model, source, events, asked, lambda done: share(0.3 + 0.7 * done))
+    return rank_events(model, source, events, asked, lambda done: share(0.3 + 0.7 * done), candidates)
 
 
 @torch.inference_mode()
