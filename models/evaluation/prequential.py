@@ -121,7 +121,7 @@ def _slices(
         mine = np.flatnonzero(ranked[places[part]]) + begin
         if len(mine):
             parts.append(rank_events(model, source, places[mine], asked[mine], candidates=seen))
-        model.learn(asked[part], users[part], rows)
+        model.learn(asked[part], users[part], rows, source.gaps_seconds[places[part]])
         seen[torch.from_numpy(rows)] = True
         if begin // _SLICE % 128 == 0:
             report(0.3 + 0.7 * begin / len(places), f"{begin:,} events")

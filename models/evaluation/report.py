@@ -74,9 +74,26 @@ def _page(body: dict[str, Any], plots: list[Path]) -> Iterator[str]:
         shown = {**body, "models": {name: figures for name, figures in body["models"].items() if _kin(name, copies)}}
         columns = ("model_bytes", "share of whole", "unmasked ndcg@10", "masked ndcg@10", "step_us", "score_us")
         yield from _html_table(shown, lambda figures: _copy(figures, body), columns)
+    yield from _heads_and_lift(body)
     yield "<h2>Cost</h2>"
     columns = ("state_bytes", "model_bytes", "parameters", "step_us", "score_us", "seconds")
     yield from _html_table(body, lambda figures: {**figures["cost"], "seconds": figures["seconds"]}, columns)
+
+
+def _heads_and_lift(body: dict[str, Any]) -> Iterator[str]:
+    heads = dict.fromkeys(head for figures in body["models"].values() for head in figures.get("heads", {}))
+    for head in heads:
+        yield f"<h2>Head: {html.escape(head)}</h2>"
+        of = {name: figures.get("heads", {}).get(head, {}) for name, figures in body["models"].items()}
+        columns = tuple(dict.fromkeys(column for found in of.values() for column in found))
+        yield from _table({name: found for name, found in of.items() if found}, columns)
+    for side in _SIDES:
+        of = {name: figures["lift"][side]["ndcg@10"] for name, figures in body["models"].items() if "lift" in figures}
+        if of:
+            yield f"<h2>NDCG@10 with the other log, {side}</h2>"
+            words = {name: "{:+.4f} to {:+.4f}".format(*one["interval"]) for name, one in of.items()}
+            shown = {name: {**one, "interval": words[name]} for name, one in of.items()}
+            yield from _table(shown, ("without", "with", "difference", "interval", "relative"))
 
 
 def _with_interval(figures: dict[str, Any], side: str) -> dict[str, Any]:
@@ -104,9 +121,12 @@ def _copy(figures: dict[str, Any], body: dict[str, Any]) -> dict[str, Any]:
 
 
 def _html_table(body: dict[str, Any], of: Any, columns: tuple[str, ...]) -> Iterator[str]:
+    yield from _table({name: of(figures) for name, figures in body["models"].items()}, columns)
+
+
+def _table(rows: dict[str, dict[str, Any]], columns: tuple[str, ...]) -> Iterator[str]:
     yield "<div class=wide><table><tr><th>model" + "".join(f"<th>{html.escape(name)}" for name in columns)
-    for name, figures in body["models"].items():
-        values = of(figures)
+    for name, values in rows.items():
         yield f"<tr><td>{html.escape(name)}" + "".join(f"<td>{_cell(values.get(column))}" for column in columns)
     yield "</table></div>"
 

@@ -5,27 +5,26 @@ Letters: N events, K judged events, V item rows, B users.
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, Final
+from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
+from models.evaluation.cost import cost, size
 from models.evaluation.dataset import Dataset
-from models.evaluation.fitting import SEEDLESS, Fits, lesson_of
+from models.evaluation.fitting import SEEDLESS, Fits, Teaching, lesson_of
 from models.evaluation.intervals import intervals, segments
 from models.evaluation.judging import Judgement, judge
 from models.evaluation.metrics import Background, accuracy, beyond, rounded
 from models.evaluation.prequential import prequential
 from models.evaluation.ratings import rating_errors
 from models.evaluation.splits import JUDGED, Protocol, Split, split_by
-from models.family.compression import KINDS, compress
-from models.family.interface import Lesson, SequenceModel, gather
+from models.evaluation.tasks import head_notes, mean_of, task_figures, teachable
+from models.family.compression import KINDS
+from models.family.interface import Lesson, SequenceModel
 from models.family.registry import MODELS
 from state.errors import RecstreamError
 
-_COST_USERS: Final = 256
-_COST_ROUNDS: Final = 20
 Report = Callable[[str, float, str], object]
 Keep = Callable[[str, int, Judgement], object]
 
@@ -41,6 +40,7 @@ class Settings:
         judged: Most judged events.
         first_seed: Seed of the first fit; the others count up from it.
         model_settings: Settings of models by name, where they are not the defaults.
+        teaching: What models are taught besides the order of items; neural models are judged by its tasks, too.
         clock: Seconds, for the time a model takes; the standard library's ``perf_counter`` outside of tests.
     """
 
@@ -51,6 +51,7 @@ class Settings:
     judged: int = JUDGED
     first_seed: int = 0
     model_settings: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    teaching: Teaching = Teaching()  # noqa: RUF009 (frozen)
 
 
 @dataclass(slots=True)
@@ -59,12 +60,18 @@ class Outcome:
 
     judgements: list[Judgement] = field(default_factory=list)
     validations: list[Judgement] = field(default_factory=list)
+    heads: list[dict[str, Any]] = field(default_factory=list)
     seconds: float = 0.0
     model: SequenceModel | None = None
 
 
 def evaluate(
-    data: Dataset, names: list[str], settings: Settings, report: Report, keep: Keep | None = None
+    data: Dataset,
+    names: list[str],
+    settings: Settings,
+    report: Report,
+    keep: Keep | None = None,
+    split: Split | None = None,
 ) -> dict[str, Any]:
     """Evaluate models by name on one data set.
 
@@ -74,6 +81,7 @@ def evaluate(
         settings: How.
         report: Called with a model's name, the share of its work done, and a note.
         keep: Called with a model's name, a seed, and every event's ranks, for those who want more than means.
+        split: Which events play which part; None splits by the protocol.
 
     Returns:
         ``{"models": {name: {"unmasked": {...}, "masked": {...}, "seconds": ...}}}`` with intervals, segments, cost and
@@ -84,7 +92,15 @@ def evaluate(
         RecstreamError: A model is unknown, or the log is too short for the protocol.
     """
     require_known(names)
-    split, notes = split_by(data, settings.protocol, settings.judged)
+    tasks = settings.teaching.tasks
+    if tasks and settings.protocol == "prequential":
+        what = "Heads beside the next item are not judged by test-then-learn"
+        raise RecstreamError(what, "they are fitted, not learnt at once", "Use --protocol leave-one-out or time-split")
+    notes = head_notes(tasks, data)
+    teaching = replace(settings.teaching, tasks=teachable(tasks, data))
+    if split is None:
+        split, said = split_by(data, settings.protocol, settings.judged)
+        notes += said
     background = Background.of(split.past(data.source), data.items)
     body: dict[str, Any] = {
         "data": {
@@ -101,7 +117,7 @@ def evaluate(
         "model_settings": {name: dict(given) for name, given in settings.model_settings.items()},
         "models": {},
     }
-    fits = Fits(data, settings.model_settings, settings.clock, settings.protocol != "prequential")
+    fits = Fits(data, settings.model_settings, settings.clock, teaching, settings.protocol != "prequential")
     for name in dict.fromkeys(names):
         try:
             outcome = _run(data, name, split, settings, report, fits)
@@ -165,11 +181,13 @@ def _run(data: Dataset, name: str, split: Split, settings: Settings, report: Rep
         else:
             lesson = lesson_of(data, split, seed, settings.effort, lambda share, note: None)
             outcome.model = fit(lesson, 0.0, 0.9)
+            open_ = None if data.candidates is None else torch.from_numpy(data.candidates)
             judgement = judge(
-                outcome.model, data.source, split.judged, lambda share: progress(0.9 + 0.1 * share, "ranking")
+                outcome.model, data.source, split.judged, lambda share: progress(0.9 + 0.1 * share, "ranking"), open_
             )
             if data.ratings is not None:
                 outcome.validations.append(judge(outcome.model, data.source, split.validation))
+            outcome.heads.append(task_figures(outcome.model, data, split))
         outcome.judgements.append(judgement)
         outcome.seconds += settings.clock() - started + spent
     return outcome
@@ -181,15 +199,14 @@ def _figures(
     assert outcome.model is not None
     events = outcome.judgements[0].events
     users = np.searchsorted(data.source.starts, events, side="right") - 1
+    competing = data.items - 1 if data.candidates is None else int(data.candidates.sum())
     figures: dict[str, Any] = {}
     spread: dict[str, Any] = {}
     between: dict[str, Any] = {}
     parts: dict[str, Any] = {}
     for side in ("unmasked", "masked"):
         rankings = [getattr(judgement, side) for judgement in outcome.judgements]
-        found = [
-            {**accuracy(ranking.ranks, data.items - 1), **beyond(ranking, users, background)} for ranking in rankings
-        ]
+        found = [{**accuracy(ranking.ranks, competing), **beyond(ranking, users, background)} for ranking in rankings]
         figures[side] = rounded({key: float(np.mean([one[key] for one in found])) for key in found[0]})
         ranks = np.concatenate([ranking.ranks for ranking in rankings])
         between[side] = intervals(ranks, np.tile(users, len(rankings)))
@@ -211,37 +228,11 @@ def _figures(
         ]
         if all(errors):
             figures["ratings"] = {key: round(float(np.mean([one[key] for one in errors])), 6) for key in errors[0]}
-    figures["cost"] = {**cost(outcome.model, data, settings.clock), "model_bytes": _size(outcome.model, name)}
+    heads = mean_of(outcome.heads)
+    if heads:
+        figures["heads"] = heads
+    figures["cost"] = {**cost(outcome.model, data, settings.clock), "model_bytes": size(outcome.model, name)}
     source = getattr(outcome.model, "text_source", None)
     if source is not None:
         figures["text"] = source
     return figures
-
-
-def cost(model: SequenceModel, data: Dataset, clock: Callable[[], float]) -> dict[str, Any]:
-    """State bytes per user, learnt values, and microseconds per event of a step and of scoring every item.
-
-    Measured on batches of 256 users on one thread, the median of 20.
-    """
-    source = data.source
-    rng = np.random.default_rng(0)
-    chosen: NDArray[np.int64] = rng.integers(0, len(source), _COST_USERS)
-    events = gather(source, np.stack((chosen, np.ones_like(chosen)), axis=1)).at(0)
-    state = model.initial_state(_COST_USERS)
-    times: dict[str, list[float]] = {"step_us": [], "score_us": []}
-    with torch.inference_mode():
-        for _ in range(_COST_ROUNDS):
-            started = clock()
-            state = model.step(state, events)
-            stepped = clock()
-            model.scores(state)
-            times["step_us"].append(stepped - started)
-            times["score_us"].append(clock() - stepped)
-    medians = {name: round(float(np.median(taken)) / _COST_USERS * 1e6, 2) for name, taken in times.items()}
-    return {"state_bytes": 4 * model.state_size, "parameters": model.parameters, **medians}
-
-
-def _size(model: SequenceModel, name: str) -> int:
-    """Bytes of a model as it is stored."""
-    kind = name.partition(":")[2]
-    return compress(model, kind).size if kind else compress(model, KINDS[0]).original  # type: ignore[arg-type]
