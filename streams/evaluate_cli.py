@@ -14,6 +14,7 @@ from rich.table import Table
 from state.errors import RecstreamError
 from streams import options
 from streams.console import EXIT_INTERRUPTED, Bar, print_json, progress_bar, say
+from streams.evaluate_tables import more_tables
 from streams.settings import SettingsError, load_settings
 
 if TYPE_CHECKING:
@@ -28,8 +29,8 @@ def evaluate(
     models: Annotated[
         str,
         typer.Option(
-            help="names by comma, or `all`: popularity, markov, skip-markov, session-knn, bpr, rnn, lstm, gru, "
-            "time-lstm, transformer, bert, fusion"
+            help="names by comma, or `all`: popularity, context-popularity, markov, skip-markov, session-knn, bpr, "
+            "rnn, lstm, gru, time-lstm, transformer, bert, fusion, ensemble"
         ),
     ] = _FAST,
     protocol: Annotated[
@@ -50,6 +51,28 @@ def evaluate(
     settings: Annotated[
         list[Path] | None, typer.Option(help="settings of models, as `recstream tune --out` writes them; repeatable")
     ] = None,
+    heads: Annotated[
+        str | None,
+        typer.Option(
+            help="what neural models foretell besides, by comma: next, type, click, view, purchase, rating, all"
+        ),
+    ] = None,
+    horizon: Annotated[
+        int, typer.Option(min=1, max=20, help="neural models foretell the item of every event up to N ahead")
+    ] = 1,
+    session_gap: Annotated[
+        str | None, typer.Option(help="a break that parts sessions: 30m, 2h, ..., or auto, found from the log")
+    ] = None,
+    session_reset: Annotated[
+        bool, typer.Option("--session-reset", help="every model starts anew with each session, not session-knn alone")
+    ] = False,
+    augment: Annotated[
+        str | None,
+        typer.Option(help="vary neural models' training histories: crop, mask, reorder, insert, prefix, all"),
+    ] = None,
+    together: Annotated[
+        Path | None, typer.Option("--with", help="another log of the same users: what do its events bring for DATA?")
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="folder for report.html, the plots and result.json")] = None,
     json: options.Json = False,
 ) -> None:
@@ -62,29 +85,46 @@ def evaluate(
     For example `recstream evaluate ml-100k --models markov,gru,transformer --seeds 3`
 
     or `recstream evaluate log.csv.gz --models all --protocol time-split --json --out report`
+
+    or `recstream evaluate log.csv.gz --models gru --heads type,rating --horizon 3 --session-gap auto`
     """
     one_thread()
+    from models.evaluation.domains import evaluate_together
+    from models.evaluation.fitting import Teaching
     from models.evaluation.run import Settings, evaluate, require_known
+    from models.family.augmentation import parse_augmentation
+    from models.family.heads import parse_tasks
     from models.family.registry import MODELS
+    from models.family.sessions import parse_gap, usual_gap
 
     names = list(MODELS) if models.strip() == "all" else [name.strip() for name in models.split(",") if name.strip()]
     try:
         require_known(names)
+        tasks, variations = parse_tasks(heads, horizon), parse_augmentation(augment)
+        gap: float | None = parse_gap(session_gap) if session_gap else 0.0
     except RecstreamError as error:
         raise SettingsError(what=error.what, why=error.why, fix=error.fix) from error
     if out is not None:
         _require_plots()
     given = _model_settings(settings or [])
     log = read_log(data, columns, types, items, limit)
-    bars = _Bars(list(dict.fromkeys(names)))
+    if gap is None:
+        gap, why = usual_gap(log.source)
+        log.notes.append(f"sessions part after {gap / 60:,.0f} minutes: {why}")
+        say(f"  {log.notes[-1]}")
+    teaching = Teaching(tasks, gap, session_reset, variations)
+    how = Settings(protocol, perf_counter, seeds, effort, judged, model_settings=given, teaching=teaching)
+    other = read_log(str(together), columns, types, None, None) if together else None
+    bars = _Bars(list(dict.fromkeys([*(f"{name} alone" for name in names if other), *names])))
     with bars.stack:
-        chosen = Settings(protocol, perf_counter, seeds, effort, judged, model_settings=given)
-        body = evaluate(log, names, chosen, bars.show)
+        body = evaluate_together(log, other, names, how, bars.show) if other else evaluate(log, names, how, bars.show)
     for note in body["data"]["notes"][len(log.notes) :]:
         say(f"  {note}")
     console = Console(stderr=json)
     console.width = max(console.width, _NARROWEST)
     console.print(_table(body))
+    for more in more_tables(body):
+        console.print(more)
     if out is not None:
         from models.evaluation.report import write
 

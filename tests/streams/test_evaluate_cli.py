@@ -37,6 +37,26 @@ def test_figures_by_model_come_as_one_line_of_json(log, protocol):
     assert "markov" in result.stderr and "buy is a purchase" in result.stderr
 
 
+def test_heads_sessions_and_variations_are_switched_on(log):
+    more = ["--heads", "next,type,purchase", "--horizon", "2", "--session-gap", "auto", "--augment", "crop,reorder"]
+    result = run(log, "--models", "session-knn,gru", "--effort", "0.01", *more, "--json")
+    body = last_json(result)
+    assert set(body["models"]["gru"]["heads"]) == {"type", "purchase", "ahead-2"}
+    assert "heads" not in body["models"]["session-knn"]
+    assert any("sessions part after 30 minutes" in note for note in body["data"]["notes"])
+    assert "heads beside the next item" in result.stderr
+
+
+def test_what_another_log_brings_is_told(log, tmp_path):
+    other = tmp_path / "other.csv"
+    lines = (f"u{n % 6},b{n % 5},{1_700_000_000 + n}" for n in range(90))
+    other.write_text("user_id,item_id,timestamp\n" + "\n".join(lines))
+    result = run(log, "--models", "markov", "--with", other, "--json")
+    found = last_json(result)["models"]["markov"]
+    assert {"without", "with", "difference", "interval", "relative"} == found["lift"]["unmasked"]["ndcg@10"].keys()
+    assert "6 users are in both logs" in result.stderr and "what the other log brings" in result.stderr
+
+
 def test_people_get_a_table(log):
     result = run(log, "--models", "markov,popularity")
     assert result.exit_code == 0
@@ -95,6 +115,11 @@ def test_a_plain_table_of_users_and_items_is_enough(tmp_path):
         (["LOG", "--models", ","], 2, "No model was named"),
         (["LOG", "--columns", "nonsense"], 2, "name=value"),
         (["LOG", "--protocol", "random"], 2, "random"),
+        (["LOG", "--heads", "price"], 2, "the heads are next"),
+        (["LOG", "--session-gap", "soon"], 2, "--session-gap 30m"),
+        (["LOG", "--augment", "rotate"], 2, "--augment crop,reorder"),
+        (["LOG", "--with", "missing.csv"], 1, "There is no table"),
+        (["LOG", "--heads", "type", "--protocol", "prequential"], 1, "test-then-learn"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
