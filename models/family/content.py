@@ -32,9 +32,8 @@ _MOST_ATTRIBUTES: Final = 2000
 _ATTRIBUTE_CELLS: Final = (
     20_000_000  # of the table of attributes, 80 MB; with more items only more frequent values are told
 )
-_REHEARSALS: Final = 4  # sets of items taken for never learnt
 _SHOWN: Final = 10
-_FEWEST_LEARNT: Final = 20
+_MOST_SHOWN: Final = 0.1  # share of the places for items never learnt
 _MOST_WELCOME: Final = 20.0  # nats
 _HALVINGS: Final = 20
 _CELLS: Final = 2**23  # scores kept at once, 32 MB
@@ -224,41 +223,30 @@ class Fusion(Sequential):
 
     @torch.no_grad()
     def _welcome(self, lesson: Lesson, sample: NDArray[np.int64]) -> None:
-        """Find what to add to items never learnt so that they are shown as often as they are wanted.
+        """Find what to add to items never learnt so that they are shown as often as other items on average.
 
         What such an item brings is known less well than what the best known items bring, so by expectation alone none
-        would ever be among the first ten. A tenth of the items is taken for never learnt, several times; what is added
-        makes their share of the places shown on held-out events their share of these events.
+        would ever be among the first ten. On held-out events they get the share of places that they are of the items,
+        a tenth at most: most of a catalogue that nobody ever wanted is not new.
         """
         vectors: GatedItems = self.module.vectors  # type: ignore[assignment]
+        new = vectors.seen == 0
+        new[UNKNOWN_ROW] = False
+        share = min(float(new.sum()) / max(self.items - 1, 1), _MOST_SHOWN)
+        if not share or int((~new).sum()) <= _SHOWN:
+            return
         rng = np.random.default_rng(lesson.seed)
         most = max(1, _CELLS // self.items)
         sample = sample if len(sample) <= most else np.sort(rng.choice(sample, most, replace=False))
-        targets = lesson.source.items[sample]
-        asked = queries_before(self, lesson.source, sample)
-        scores = self.item_scores(asked)  # (N, V)
-        learnt = np.flatnonzero((vectors.seen > 0).numpy())
-        learnt = learnt[learnt != UNKNOWN_ROW]
-        if len(learnt) < _FEWEST_LEARNT:
-            return
-        known, new, wanted = [], [], 0.0
-        for _ in range(_REHEARSALS):
-            absent = rng.choice(learnt, max(1, len(learnt) // 10), replace=False)
-            rows = torch.from_numpy(absent)
-            bare = torch.addmm(vectors.content_biases(rows), asked, vectors.content(rows).T)  # (N, V / 10)
-            rest = scores.index_fill(1, rows, -torch.inf)
-            known.append(rest.topk(min(_SHOWN, rest.shape[1]), dim=1).values)
-            new.append(bare.topk(min(_SHOWN, bare.shape[1]), dim=1).values)
-            wanted += float(np.isin(targets, absent).mean()) / _REHEARSALS
-        if not wanted:
-            return
-        old, fresh = torch.cat(known), torch.cat(new)
+        scores = self.item_scores(queries_before(self, lesson.source, sample))  # (N, V)
+        known = scores.masked_fill(new, -torch.inf).topk(_SHOWN, dim=1).values
+        fresh = scores[:, new].topk(min(_SHOWN, int(new.sum())), dim=1).values
         low, high = -_MOST_WELCOME, _MOST_WELCOME
         for _ in range(_HALVINGS):
             middle = (low + high) / 2
-            both = torch.cat((old, fresh + middle), dim=1).topk(old.shape[1], dim=1).indices
-            shown = float((both >= old.shape[1]).float().mean())
-            low, high = (middle, high) if shown < wanted else (low, middle)
+            best = torch.cat((known, fresh + middle), dim=1).topk(_SHOWN, dim=1).indices
+            shown = float((best >= _SHOWN).float().mean())
+            low, high = (middle, high) if shown < share else (low, middle)
         vectors.welcome.fill_((low + high) / 2)
         self.module.eval()  # the item table kept for evaluation is made anew
 

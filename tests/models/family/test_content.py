@@ -70,7 +70,7 @@ def test_the_gate_is_shut_for_items_never_learnt():
     torch.testing.assert_close(items(torch.tensor([[3, 1]])), vectors[[3, 1]][None])
 
 
-def test_new_items_are_shown_about_as_often_as_they_are_wanted():
+def test_new_items_get_their_share_of_the_places():
     source = series(users=150)
     cold = np.isin(source.items, COLD)  # a fifth of the items and of the events
     place = np.arange(len(source)) % 10
@@ -89,7 +89,7 @@ def test_new_items_are_shown_about_as_often_as_they_are_wanted():
         shares[added] = np.isin(lists[:, :PARTS], COLD).mean()
     found, without = shares.values()
     assert without == 0
-    assert 0.08 < found < 0.5
+    assert 0.03 < found < 0.4  # a tenth over all held-out events; here something of the same series came before
     assert (vectors.biases(model.module.item_bias, None)[COLD] < 0).all()  # of the last, -20
 
 
