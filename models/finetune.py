@@ -152,7 +152,7 @@ def fine_tune(
         what = f"The sample has {targets} events to learn, at least {FEWEST_EVENTS} are needed"
         raise RecstreamError(what, "most users have a single event yet", "Wait for more events")
     trainer, network = _trainer(parent, growth, sample, source, settings, seed, device)
-    epochs = trainer.epochs
+    epochs = int(trainer.epochs)  # a pass never ends within an epoch
     course = Course(trainer, epochs, checkpoint, fingerprint(rival, anew, sample, settings, seed), progress)
     losses = course.run(source, learn, settings.checkpoint_batches)
     if losses is None:

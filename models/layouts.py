@@ -42,7 +42,7 @@ _NAMES: Final[Mapping[str, tuple[str, ...]]] = {
         "sessionid", "session",
     ),
     "item_id": (
-        "itemid", "item", "iid", "movieid", "asin", "parentasin", "productid", "product", "sku", "articleid", "songid",
+        "itemid", "item", "iid", "movieid", "parentasin", "asin", "productid", "product", "sku", "articleid", "songid",
         "trackid", "bookid", "newsid", "videoid", "stockcode", "contentid",
     ),
     "timestamp": (

@@ -4,6 +4,7 @@ Letters: W windows, T steps, D embedding width, N targets, S state width, V item
 """
 
 import shutil
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
@@ -12,6 +13,9 @@ from torch.nn import functional
 
 from models.network import UNKNOWN_ROW, Network
 from models.softmax import Sampler, full_softmax, sampled_softmax
+
+Beside = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""Something else to minimise: from queries (N, D), where the events they ask for stand (N,), item rows (N,), a sum."""
 
 
 class NextItemLoss(nn.Module):
@@ -26,6 +30,7 @@ class NextItemLoss(nn.Module):
         item_dropout: Share of input items replaced by the unknown item.
         bfloat16: Autocast to bfloat16, None: on CUDA.
         compiler: Backend of torch.compile, empty for none, None: inductor on CUDA where there is a C compiler.
+        beside: What is minimised together with it, its parameters in the network.
     """
 
     def __init__(
@@ -36,9 +41,10 @@ class NextItemLoss(nn.Module):
         *,
         bfloat16: bool | None = None,
         compiler: str | None = None,
+        beside: Beside | None = None,
     ) -> None:
         super().__init__()
-        self.network, self.sampler, self.item_dropout = network, sampler, item_dropout
+        self.network, self.sampler, self.item_dropout, self.beside = network, sampler, item_dropout, beside
         cuda = network.item_bias.device.type == "cuda"
         self._bfloat16 = cuda if bfloat16 is None else bfloat16
         if compiler is None:
@@ -47,7 +53,14 @@ class NextItemLoss(nn.Module):
         self._compiled = torch.compile(_cross_entropy, backend=compiler, dynamic=True) if compiler else None
 
     def forward(
-        self, items: Tensor, kinds: Tensor, gaps_seconds: Tensor, targets: Tensor, state: Tensor | None, count: float
+        self,
+        items: Tensor,
+        kinds: Tensor,
+        gaps_seconds: Tensor,
+        targets: Tensor,
+        state: Tensor | None,
+        count: float,
+        places: Tensor | None = None,
     ) -> Tensor:
         """The loss: a scalar.
 
@@ -58,6 +71,7 @@ class NextItemLoss(nn.Module):
             targets: Rows of the next items (W, T), 0 where nothing is learnt.
             state: State each window starts from (W, S), zeros when None.
             count: What the sum is divided by: targets of the whole batch, over all ranks.
+            places: Where the targets stand in the histories (W, T); needed by ``beside``.
         """
         forgotten = torch.rand(items.shape, device=items.device) < self.item_dropout
         known = targets != UNKNOWN_ROW
@@ -67,7 +81,17 @@ class NextItemLoss(nn.Module):
             if not len(wanted):  # a rank without a target still takes part in averaging the gradients
                 return 0.0 * sum((part.sum() for part in self.parameters()), outputs.sum())
             query = self.network.query(outputs[known])  # (N, D)
-            return self._mean(query, wanted) * (len(wanted) / count)
+            loss = self._mean(query, wanted)
+            if self.beside is not None and places is not None:
+                loss = loss + self.beside(query, places[known], wanted)
+            return loss * (len(wanted) / count)
+
+    def cross_entropy(self, query: Tensor, wanted: Tensor, more: Tensor) -> Tensor:
+        """Mean cross entropy of item rows (N,) for queries (N, D), with something (V,) added to the items' biases."""
+        table, bias = self.network.item_embedding.weight, self.network.item_bias + more
+        if self.sampler is not None:
+            return sampled_softmax(query.float(), table, bias, wanted, self.sampler)
+        return full_softmax(query.float(), table, bias, wanted)
 
     def _mean(self, query: Tensor, wanted: Tensor) -> Tensor:
         table, bias = self.network.item_embedding.weight, self.network.item_bias

@@ -25,6 +25,7 @@ REQUIRED: Final = ("user_id", "item_id")
 NUMBERS: Final = ("rating", "price", "quantity")
 TEXTS: Final = ("session_id", "event_id")
 COLUMNS: Final = (*REQUIRED, "timestamp", "event_type", *NUMBERS, *TEXTS)
+UNKNOWN_KIND: Final = len(KINDS)  # of an event whose type is blank, where such events are kept
 TYPES: Final[Mapping[str, int]] = {**{kind: number for number, kind in enumerate(KINDS)}, **KIND_OF_TOPIC}
 # RecBole's rating data, as events: most people look at many things, act on some and buy few.
 RATING_RULE: Final = "rating 5 is a purchase, 3 and 4 a click, below 3 a view"
@@ -37,10 +38,11 @@ class Events:
     Attributes:
         users: User ids (N,), strings as in the source.
         items: Item ids (N,), strings as in the source.
-        kinds: (N,) uint8: 0 click, 1 view, 2 purchase.
+        kinds: (N,) uint8: 0 click, 1 view, 2 purchase; 3 not known, where such events are kept.
         times_ms: (N,) int64, milliseconds since the epoch.
         extras: The optional columns the table has (N rows): rating, price, quantity, session_id, event_id.
         skipped: Rows left out, by reason.
+        untimed: (N,) bool, events whose time is that of a neighbouring event of their user; None for none.
     """
 
     users: pl.Series
@@ -49,6 +51,7 @@ class Events:
     times_ms: NDArray[np.int64]
     extras: pl.DataFrame = field(default_factory=pl.DataFrame)
     skipped: Mapping[str, int] = field(default_factory=dict)
+    untimed: NDArray[np.bool_] | None = None
 
     def __len__(self) -> int:
         return len(self.kinds)
@@ -56,7 +59,9 @@ class Events:
     def take(self, rows: NDArray[np.int64]) -> "Events":
         """The given rows, in the given order."""
         extras = self.extras[rows] if self.extras.width else self.extras
-        return Events(self.users[rows], self.items[rows], self.kinds[rows], self.times_ms[rows], extras, self.skipped)
+        untimed = None if self.untimed is None else self.untimed[rows]
+        columns = (self.users[rows], self.items[rows], self.kinds[rows], self.times_ms[rows])
+        return Events(*columns, extras, self.skipped, untimed)
 
     def time_ordered(self) -> "Events":
         """The events by time; ties keep the file's order."""
@@ -111,6 +116,7 @@ def read_table(
     types: Mapping[str, int] | None = None,
     rows_per_second: float = 100.0,
     start_ms: int = 0,
+    keep_missing: bool = False,
 ) -> Events:
     """Read an event table in file order.
 
@@ -121,6 +127,8 @@ def read_table(
             column is all clicks.
         rows_per_second: Pace of the times given to a table without a timestamp column.
         start_ms: Time of the first row of such a table.
+        keep_missing: Keep rows whose type is blank, as `UNKNOWN_KIND`, and rows whose time is blank, at the time of
+            the row before of the same user (or behind it, at the beginning) and marked in ``untimed``.
 
     Returns:
         The events, with rows that could not be read counted in ``skipped``.
@@ -146,6 +154,13 @@ def read_table(
     else:
         times = pl.Series(start_ms + (rows * 1000 / rows_per_second).astype(np.int64))
     kinds = _kinds(frame, TYPES if types is None else types, Path(path))
+    untimed: NDArray[np.bool_] | None = None
+    if keep_missing:
+        if "event_type" in frame.columns:
+            kinds = kinds.set(frame["event_type"].is_null(), UNKNOWN_KIND)
+        if "timestamp" in frame.columns and frame["timestamp"].null_count():
+            untimed = frame["timestamp"].is_null().to_numpy()
+            times = _filled(times, frame["user_id"], untimed)
     reasons = {
         "missing user_id": frame["user_id"].is_null(),
         "missing item_id": frame["item_id"].is_null(),
@@ -170,6 +185,7 @@ def read_table(
         times[kept].to_numpy().astype(np.int64),
         extras[kept] if extras.width else extras,
         skipped,
+        None if untimed is None or not untimed[kept].any() else untimed[kept],
     )
 
 
@@ -214,6 +230,13 @@ def _kinds(frame: pl.DataFrame, types: Mapping[str, int], path: Path) -> pl.Seri
         why = f"it has {', '.join(map(repr, found)) or 'blanks'}; known are {', '.join(map(repr, types))}"
         raise TableError(what, why, "Map its types to topics, for example --types pv=views,buy=purchases")
     return kinds
+
+
+def _filled(times: pl.Series, users: pl.Series, untimed: NDArray[np.bool_]) -> pl.Series:
+    """Times with those of untimed rows taken from the user's row before, or behind where there is none before."""
+    frame = pl.DataFrame({"user": users, "time": times, "untimed": untimed})
+    near = pl.col("time").forward_fill().backward_fill().over("user")
+    return frame.select(pl.when(pl.col("untimed")).then(near).otherwise(pl.col("time")).alias("time"))["time"]
 
 
 def _pairs(text: str, example: str) -> dict[str, str]:

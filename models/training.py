@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from models.network import Network
-from models.objective import NextItemLoss
+from models.objective import Beside, NextItemLoss
 from models.passes import Pass, initial_states, lay_out
 from models.ranks import Ranks
 from models.sequences import Histories, batch
@@ -70,13 +70,20 @@ class Trainer:
     Args:
         network: The network, on the device to train on.
         counts: How often each item row occurs (V,): what negatives are drawn by.
-        epochs: Number of epochs the schedule is laid out for.
+        epochs: Number of epochs the schedule is laid out for; may be a fraction.
         seed: Randomness of windows, order, dropout and negatives; the same seed gives the same network on one machine.
         settings: How to train.
+        beside: What is minimised together with the loss of the next item.
     """
 
     def __init__(
-        self, network: Network, counts: NDArray[np.int64], epochs: int, seed: int, settings: TrainingSettings
+        self,
+        network: Network,
+        counts: NDArray[np.int64],
+        epochs: float,
+        seed: int,
+        settings: TrainingSettings,
+        beside: Beside | None = None,
     ) -> None:
         self.network, self.settings, self.epochs = network, settings, epochs
         self._device = network.item_bias.device
@@ -92,8 +99,13 @@ class Trainer:
         sampler = None
         if network.config.items > settings.sampled_above:
             sampler = Sampler.of(torch.from_numpy(counts).to(self._device), settings.negatives)
-        objective = NextItemLoss(
-            network, sampler, settings.item_dropout, bfloat16=settings.bfloat16, compiler=settings.compiler
+        objective = self.objective = NextItemLoss(
+            network,
+            sampler,
+            settings.item_dropout,
+            bfloat16=settings.bfloat16,
+            compiler=settings.compiler,
+            beside=beside,
         )
         self._objective: nn.Module = DistributedDataParallel(objective) if self.ranks.ranks > 1 else objective
         self._begun: _Begun | None = None
@@ -213,8 +225,9 @@ class Trainer:
             torch.from_numpy(part[mine]).to(self._device)
             for part in (data.items, data.kinds, data.gaps_seconds, data.targets)
         )
+        places = windows[mine, :1] + 1 + np.arange(data.items.shape[1])  # (W, T) where the targets stand
         # DDP averages the ranks' gradients, so each divides its sum by its share of all targets.
-        loss = self._objective(*inputs, states[mine], count / self.ranks.ranks)
+        loss = self._objective(*inputs, states[mine], count / self.ranks.ranks, torch.from_numpy(places))
         self._optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(self.network.parameters(), self.settings.clip)

@@ -4,16 +4,21 @@ import os
 from contextlib import ExitStack
 from pathlib import Path
 from time import perf_counter
-from typing import Annotated, Any, Final, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 
+import orjson
 import typer
 from rich.console import Console
 from rich.table import Table
 
 from state.errors import RecstreamError
 from streams import options
-from streams.console import Bar, print_json, progress_bar, say
+from streams.console import EXIT_INTERRUPTED, Bar, print_json, progress_bar, say
+from streams.evaluate_tables import more_tables
 from streams.settings import SettingsError, load_settings
+
+if TYPE_CHECKING:
+    from models.evaluation.dataset import Dataset
 
 _FAST: Final = "popularity,markov,skip-markov,gru"
 _NARROWEST: Final = 128  # columns of the table; a narrower terminal wraps its lines rather than its figures
@@ -24,8 +29,8 @@ def evaluate(
     models: Annotated[
         str,
         typer.Option(
-            help="names by comma, or `all`: popularity, markov, skip-markov, session-knn, bpr, rnn, lstm, gru, "
-            "time-lstm, transformer, bert, fusion"
+            help="names by comma, or `all`: popularity, context-popularity, markov, skip-markov, session-knn, bpr, "
+            "rnn, lstm, gru, time-lstm, transformer, bert, fusion, ensemble"
         ),
     ] = _FAST,
     protocol: Annotated[
@@ -41,10 +46,33 @@ def evaluate(
     ] = 25_000,
     columns: options.Columns = None,
     types: options.Types = None,
-    items: Annotated[
-        Path | None, typer.Option(help="table of the items: item_id, title, category, ... (found beside DATA if there)")
+    items: options.Items = None,
+    limit: options.Limit = None,
+    settings: Annotated[
+        list[Path] | None, typer.Option(help="settings of models, as `recstream tune --out` writes them; repeatable")
     ] = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="read only the first N events, by time")] = None,
+    heads: Annotated[
+        str | None,
+        typer.Option(
+            help="what neural models foretell besides, by comma: next, type, click, view, purchase, rating, all"
+        ),
+    ] = None,
+    horizon: Annotated[
+        int, typer.Option(min=1, max=20, help="neural models foretell the item of every event up to N ahead")
+    ] = 1,
+    session_gap: Annotated[
+        str | None, typer.Option(help="a break that parts sessions: 30m, 2h, ..., or auto, found from the log")
+    ] = None,
+    session_reset: Annotated[
+        bool, typer.Option("--session-reset", help="every model starts anew with each session, not session-knn alone")
+    ] = False,
+    augment: Annotated[
+        str | None,
+        typer.Option(help="vary neural models' training histories: crop, mask, reorder, insert, prefix, all"),
+    ] = None,
+    together: Annotated[
+        Path | None, typer.Option("--with", help="another log of the same users: what do its events bring for DATA?")
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="folder for report.html, the plots and result.json")] = None,
     json: options.Json = False,
 ) -> None:
@@ -57,67 +85,115 @@ def evaluate(
     For example `recstream evaluate ml-100k --models markov,gru,transformer --seeds 3`
 
     or `recstream evaluate log.csv.gz --models all --protocol time-split --json --out report`
+
+    or `recstream evaluate log.csv.gz --models gru --heads type,rating --horizon 3 --session-gap auto`
     """
-    for name in (
-        "OPENBLAS_NUM_THREADS",
-        "OMP_NUM_THREADS",
-        "MKL_NUM_THREADS",
-    ):  # read when numpy and torch are imported
-        os.environ.setdefault(name, "1")
-    settings = load_settings()
-    import torch
-
-    from models.evaluation.dataset import load
+    one_thread()
+    from models.evaluation.domains import evaluate_together
+    from models.evaluation.fitting import Teaching
     from models.evaluation.run import Settings, evaluate, require_known
+    from models.family.augmentation import parse_augmentation
+    from models.family.heads import parse_tasks
     from models.family.registry import MODELS
-    from models.tables import TableError, parse_columns, parse_types
-    from streams.datasets import ML_100K, ml_100k
+    from models.family.sessions import parse_gap, usual_gap
 
-    torch.set_num_threads(1)  # small products: a second thread costs more than it brings
     names = list(MODELS) if models.strip() == "all" else [name.strip() for name in models.split(",") if name.strip()]
     try:
         require_known(names)
+        tasks, variations = parse_tasks(heads, horizon), parse_augmentation(augment)
+        gap: float | None = parse_gap(session_gap) if session_gap else 0.0
     except RecstreamError as error:
         raise SettingsError(what=error.what, why=error.why, fix=error.fix) from error
     if out is not None:
         _require_plots()
-    try:
-        named, kinds = parse_columns(columns) if columns else None, parse_types(types) if types else None
-    except TableError as error:
-        raise SettingsError(what=error.what, why=error.why, fix=error.fix) from error
-    path = ml_100k(settings.cache_dir) / f"{ML_100K}.inter" if data == ML_100K else Path(data)
-    log = load(path, named, kinds, items, limit)
-    say(f"{log.name}: {len(log.source):,} events, {log.source.users:,} users, {log.items - 1:,} items; {protocol}")
-    for note in log.notes:
-        say(f"  {note}")
-    bars = _Bars()
+    given = _model_settings(settings or [])
+    log = read_log(data, columns, types, items, limit)
+    if gap is None:
+        gap, why = usual_gap(log.source)
+        log.notes.append(f"sessions part after {gap / 60:,.0f} minutes: {why}")
+        say(f"  {log.notes[-1]}")
+    teaching = Teaching(tasks, gap, session_reset, variations)
+    how = Settings(protocol, perf_counter, seeds, effort, judged, model_settings=given, teaching=teaching)
+    other = read_log(str(together), columns, types, None, None) if together else None
+    bars = _Bars(list(dict.fromkeys([*(f"{name} alone" for name in names if other), *names])))
     with bars.stack:
-        body = evaluate(log, names, Settings(protocol, perf_counter, seeds, effort, judged), bars.show)
+        body = evaluate_together(log, other, names, how, bars.show) if other else evaluate(log, names, how, bars.show)
     for note in body["data"]["notes"][len(log.notes) :]:
         say(f"  {note}")
     console = Console(stderr=json)
     console.width = max(console.width, _NARROWEST)
     console.print(_table(body))
+    for more in more_tables(body):
+        console.print(more)
     if out is not None:
         from models.evaluation.report import write
 
         say(f"report: {write(body, out)}")
     if json:
         print_json(body)
+    if "interrupted" in body:
+        say(f"interrupted at {body['interrupted']}: the figures are of the models before it")
+        raise typer.Exit(EXIT_INTERRUPTED)
+
+
+def one_thread() -> None:
+    """Compute on one thread: products here are small, a second thread costs more than it brings."""
+    for name in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"):
+        os.environ.setdefault(name, "1")  # read when numpy and torch are imported
+    import torch
+
+    torch.set_num_threads(1)
+
+
+def read_log(data: str, columns: str | None, types: str | None, items: Path | None, limit: int | None) -> "Dataset":
+    """The event log that a command was given, with what was guessed about it said.
+
+    Raises:
+        RecstreamError: It cannot be read, or the options do not fit.
+    """
+    from models.evaluation.dataset import load
+    from models.tables import TableError, parse_columns, parse_types
+    from streams.datasets import ML_100K, ml_100k
+
+    try:
+        named, kinds = parse_columns(columns) if columns else None, parse_types(types) if types else None
+    except TableError as error:
+        raise SettingsError(what=error.what, why=error.why, fix=error.fix) from error
+    path = ml_100k(load_settings().cache_dir) / f"{ML_100K}.inter" if data == ML_100K else Path(data)
+    log = load(path, named, kinds, items, limit)
+    say(f"{log.name}: {len(log.source):,} events, {log.source.users:,} users, {log.items - 1:,} items")
+    for note in log.notes:
+        say(f"  {note}")
+    return log
+
+
+def _model_settings(files: list[Path]) -> dict[str, dict[str, Any]]:
+    """Settings by model from JSON files ``{"gru": {"hidden": 192}}``; later files count."""
+    found: dict[str, dict[str, Any]] = {}
+    for file in files:
+        try:
+            body = orjson.loads(file.read_bytes())
+            found |= {str(name): dict(given) for name, given in body.items()}
+        except (OSError, TypeError, ValueError, AttributeError) as error:
+            what = f"{file} holds no settings of models"
+            raise SettingsError(what, str(error), "Write it with: recstream tune DATA --out FILE") from error
+    return found
 
 
 class _Bars:
     """One progress bar after another, one for each model."""
 
-    def __init__(self) -> None:
+    def __init__(self, names: list[str]) -> None:
         self.stack = ExitStack()
+        self._names = names
         self._name = ""
         self._bar: Bar | None = None
 
     def show(self, name: str, share: float, note: str) -> None:
         if name != self._name or self._bar is None:
             self.stack.close()
-            self._name, self._bar = name, self.stack.enter_context(progress_bar(name, total=1.0))
+            title = f"{name} ({self._names.index(name) + 1} of {len(self._names)})" if len(self._names) > 1 else name
+            self._name, self._bar = name, self.stack.enter_context(progress_bar(title, total=1.0))
         self._bar.to(share, note=note)
 
 

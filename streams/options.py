@@ -65,4 +65,9 @@ Types = Annotated[
     str | None,
     typer.Option("--types", help="values of event_type to topics: pv=views,fav=clicks,buy=purchases"),
 ]
+Items = Annotated[
+    Path | None,
+    typer.Option("--items", help="table of the items: item_id, title, category, ... (found beside DATA if there)"),
+]
+Limit = Annotated[int | None, typer.Option("--limit", min=1, help="read only the first N events, by time")]
 Pace = Annotated[float, typer.Option("--pace", min=1e-6, help="events per second of a file that has no times")]

@@ -17,7 +17,9 @@ from models.tables import Events
 RECBOLE: Final = "recbole==1.2.1"
 FOLDER: Final = ROOT / ".venv-recbole"
 # The newest releases that RecBole 1.2.1 still runs with; torch is the one that this project trains with.
-PINS: Final = ("numpy==1.26.4", "pandas==2.1.4", "scipy==1.11.4", "setuptools==69.5.1")
+PINS: Final = ("numpy==1.26.4", "pandas==2.1.4", "scipy==1.11.4")
+# RecBole imports pkg_resources, which newer ones lack. torch asks for a newer one, to compile; we compile nothing.
+SETUPTOOLS: Final = "setuptools==69.5.1"
 TORCH: Final = ("torch==2.13.0+cpu", "torch==2.13.0")  # the CPU build where the index has one
 NAME: Final = "log"
 # What GRU4Rec (64/128, CE) reaches on ML-100K once it has converged, seen items not masked.
@@ -31,7 +33,7 @@ def recbole_python() -> Path:
         BenchmarkError: pip cannot install RecBole.
     """
     python = FOLDER / "bin" / "python"
-    wanted = (RECBOLE, *PINS)
+    wanted = (RECBOLE, *PINS, SETUPTOOLS)
     probe = (
         "import importlib.metadata as m, sys; bad = [p for p in sys.argv[1:] if m.version(p.split('==')[0]) != "
         "p.split('==')[1]]; raise SystemExit(bool(bad) or not m.version('torch').startswith('2.13.'))"
@@ -47,7 +49,9 @@ def recbole_python() -> Path:
     for torch in TORCH:
         if not subprocess.run([*install, torch], capture_output=True, check=False).returncode:
             break
-    done = subprocess.run([*install, "torch==2.13.*", *wanted], capture_output=True, text=True, check=False)
+    done = subprocess.run([*install, "torch==2.13.*", RECBOLE, *PINS], capture_output=True, text=True, check=False)
+    if not done.returncode:
+        done = subprocess.run([*install, "--no-deps", SETUPTOOLS], capture_output=True, text=True, check=False)
     if done.returncode:
         what = f"{RECBOLE} could not be installed"
         raise BenchmarkError(what, done.stderr[-500:], "Measure without it: --recbole-epochs 0")

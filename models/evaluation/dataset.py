@@ -7,7 +7,7 @@ is guessed and said (`Dataset.notes`): common names of event types, ratings as k
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Final
@@ -18,10 +18,11 @@ from numpy.typing import NDArray
 
 from models.evaluation.items import describe
 from models.family.catalogue import Catalogue
+from models.family.coding import MISSING_GAP
 from models.layouts import recognise
 from models.sequences import Histories, histories
 from models.table_files import TableFile
-from models.tables import TYPES, Events, TableError, read_table
+from models.tables import TYPES, UNKNOWN_KIND, Events, TableError, read_table
 from state.events import CLICK, PURCHASE, VIEW
 
 _NO_TIME_START_MS: Final = 1_577_836_800_000
@@ -47,6 +48,8 @@ class Dataset:
         ratings: (N,) float32, NaN where there is none; None without ratings.
         timed: Whether the table has times. Without them its order of rows stands for time within a user.
         notes: What was guessed or left out, for the report.
+        users: User ids in the order of the histories.
+        candidates: (V,) items that compete when events are judged; None for all.
     """
 
     name: str
@@ -56,6 +59,8 @@ class Dataset:
     ratings: NDArray[np.float32] | None = None
     timed: bool = True
     notes: list[str] = field(default_factory=list)
+    users: list[str] = field(default_factory=list)
+    candidates: NDArray[np.bool_] | None = None
 
     @property
     def items(self) -> int:
@@ -88,7 +93,7 @@ def load(
         notes = list(layout.notes)
         if types is None:
             types = _guessed_types(layout.path, layout.columns, notes)
-        pace = {"rows_per_second": _NO_TIME_PACE, "start_ms": _NO_TIME_START_MS}
+        pace = {"rows_per_second": _NO_TIME_PACE, "start_ms": _NO_TIME_START_MS, "keep_missing": True}
         events = read_table(layout.path, layout.columns, types, **pace)  # type: ignore[arg-type]
     notes += [f"{count:,} rows left out: {reason}" for reason, count in events.skipped.items()]
     if not len(events):
@@ -106,8 +111,12 @@ def load(
         events = events.take(np.arange(limit))
     ratings = _ratings(events)
     if ratings is not None and (events.kinds == events.kinds[0]).all():
-        events = Events(events.users, events.items, _kinds(ratings), events.times_ms, events.extras, events.skipped)
+        events = replace(events, kinds=_kinds(ratings))
         notes.append("ratings as kinds: the highest is a purchase, below the middle of the scale a view, else a click")
+    missing = {"type": events.kinds == UNKNOWN_KIND, "time": events.untimed}
+    for name, gone in missing.items():
+        if gone is not None and gone.any():
+            notes.append(f"{gone.sum():,} events without a {name}")
     vocabulary = ["", *events.items.unique(maintain_order=True).to_list()]
     try:
         catalogue, found = describe(path, items, vocabulary, layout.columns.get("item_id", "item_id"))
@@ -117,11 +126,15 @@ def load(
         catalogue, found = Catalogue.empty(len(vocabulary)), [f"items stay undescribed: {error}"]
     notes += found
     source = histories(events, vocabulary)
+    order = _by_user(events)
     if not timed:
         source.gaps_seconds[:] = 0
-    order = _by_user(events)
+    elif events.untimed is not None:
+        _forget_gaps(source, events.untimed[order])
     name = path.name.split(".")[0]
-    return Dataset(name, source, vocabulary, catalogue, None if ratings is None else ratings[order], timed, notes)
+    ratings = None if ratings is None else ratings[order]
+    users = events.users.unique(maintain_order=True).to_list()
+    return Dataset(name, source, vocabulary, catalogue, ratings, timed, notes, users)
 
 
 def _guessed_types(path: Path, columns: Mapping[str, str] | None, notes: list[str]) -> dict[str, int] | None:
@@ -158,8 +171,16 @@ def _ratings(events: Events) -> NDArray[np.float32] | None:
 
 def _kinds(ratings: NDArray[np.float32]) -> NDArray[np.uint8]:
     best, middle = np.nanmax(ratings), (np.nanmax(ratings) + np.nanmin(ratings)) / 2
-    known = np.where(np.isfinite(ratings), ratings, middle)
-    return np.select([known >= best, known >= middle], [PURCHASE, CLICK], VIEW).astype(np.uint8)
+    kinds = [UNKNOWN_KIND, PURCHASE, CLICK]
+    return np.select([~np.isfinite(ratings), ratings >= best, ratings >= middle], kinds, VIEW).astype(np.uint8)
+
+
+def _forget_gaps(source: Histories, untimed: NDArray[np.bool_]) -> None:
+    """Mark the gaps before and after events without a time of their own as not known."""
+    after = np.append(False, untimed[:-1])
+    opens = np.zeros(len(source), np.bool_)
+    opens[source.starts[:-1][np.diff(source.starts) > 0]] = True
+    source.gaps_seconds[(untimed | after) & ~opens] = MISSING_GAP
 
 
 def _by_user(events: Events) -> NDArray[np.int64]:

@@ -2,10 +2,12 @@
 
 import re
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Final
 
 import polars as pl
 
+from models.evaluation.item_layouts import beside, readable
 from models.family.catalogue import Catalogue
 from models.table_files import TableFile, read_columns
 
@@ -34,7 +36,17 @@ def describe(
     Raises:
         TableError: The given table of items cannot be read.
     """
-    path = items or _beside(events)
+    path = items or beside(events)
+    if path is not None:
+        with TemporaryDirectory() as folder:
+            return _described(events, readable(path, Path(folder)), path, vocabulary, column)
+    return _described(events, None, None, vocabulary, column)
+
+
+def _described(
+    events: Path, path: Path | None, named_as: Path | None, vocabulary: list[str], column: str
+) -> tuple[Catalogue, list[str]]:
+    """As `describe`; the table of items at ``path`` is called by the name of ``named_as``."""
     table = TableFile(path or events)
     header = [name for name in table.header() if name not in _SKIPPED]
     if path is None:
@@ -59,7 +71,7 @@ def describe(
         for row, value in enumerate(frame[name], start=1):
             if value is not None:
                 valued[row] += tuple(f"{name}={part}" for part in _parts(name, str(value)))
-    notes = [f"items: {', '.join([*texts, *attributes]) or 'nothing usable'} from {(path or events).name}"]
+    notes = [f"items: {', '.join([*texts, *attributes]) or 'nothing usable'} from {(named_as or events).name}"]
     return Catalogue(words or [""] * len(vocabulary), valued), notes
 
 
@@ -73,12 +85,3 @@ def _describes(column: pl.Series) -> bool:
 def _parts(name: str, value: str) -> list[str]:
     separator = r"[|,;\s]+" if _SEVERAL.search(name) else r"[|;]"
     return [part for part in re.split(separator, value) if part]
-
-
-def _beside(events: Path) -> Path | None:
-    """The table of items that belongs to an event table by its name."""
-    stem, _, ending = events.name.partition(".")
-    candidates = [events.with_name(f"{stem}.item")] if ending.startswith("inter") else []
-    if stem.endswith("_events"):
-        candidates += sorted(events.parent.glob(f"{stem.removesuffix('_events')}_items.*"))
-    return next((path for path in candidates if path.is_file()), None)

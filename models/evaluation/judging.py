@@ -57,7 +57,11 @@ class Judgement:
 
 @torch.inference_mode()
 def judge(
-    model: SequenceModel, source: Histories, judged: NDArray[np.bool_], report: Report | None = None
+    model: SequenceModel,
+    source: Histories,
+    judged: NDArray[np.bool_],
+    report: Report | None = None,
+    candidates: Tensor | None = None,
 ) -> Judgement:
     """Rank every item for every judged event.
 
@@ -66,11 +70,12 @@ def judge(
         source: The histories; each judged event is ranked knowing what its user did before it, and nothing else.
         judged: (N,) which events.
         report: Called with the share done.
+        candidates: (V,) bool, items that compete; all but row 0 when None.
     """
     events = np.flatnonzero(judged & (source.items != UNKNOWN_ROW))
     share = report or (lambda share: None)
     asked = queries_before(model, source, events, lambda done: share(0.3 * done))
-    return rank_events(model, source, events, asked, lambda done: share(0.3 + 0.7 * done))
+    return rank_events(model, source, events, asked, lambda done: share(0.3 + 0.7 * done), candidates)
 
 
 @torch.inference_mode()
@@ -96,37 +101,32 @@ def rank_events(
     start = source.starts[:-1][user]
     targets = torch.from_numpy(source.items[events].astype(np.int64))
     length = min(LISTED, model.items - 1)
-    parts: list[tuple[_Slice, _Slice]] = []
+    # Written into arrays made once: small results kept between large scores would scatter the heap, to gigabytes.
+    unmasked, masked = _empty(len(events), length), _empty(len(events), length)
     rows = max(1, _SCORES // model.items)
     for begin in range(0, len(events), rows):
         part = slice(begin, begin + rows)
         scores = model.item_scores(asked[part])  # (rows, V)
         if candidates is not None:
             scores.masked_fill_(~candidates, -torch.inf)
-        open_ = _rank(scores, targets[part], length)
+        _rank(scores, targets[part], unmasked, part)
         number = events[part] - start[part]
         row = np.repeat(np.arange(len(number)), number)
         place = np.arange(number.sum()) - np.repeat(np.cumsum(number) - number, number) + np.repeat(start[part], number)
         scores[torch.from_numpy(row), torch.from_numpy(source.items[place].astype(np.int64))] = -torch.inf
-        parts.append((open_, _rank(scores, targets[part], length)))
+        _rank(scores, targets[part], masked, part)
         if report:
             report(min(1.0, (begin + rows) / len(events)))
-    unmasked, masked = (_joined([both[number] for both in parts], length) for number in (0, 1))
     return Judgement(events, unmasked, masked)
 
 
-_Slice = tuple[NDArray[np.float64], NDArray[np.int32], NDArray[np.float32]]
+def _empty(events: int, length: int) -> Ranking:
+    return Ranking(np.zeros(events), np.zeros((events, length), np.int32), np.zeros(events, np.float32))
 
 
-def _rank(scores: Tensor, targets: Tensor, length: int) -> _Slice:
+def _rank(scores: Tensor, targets: Tensor, into: Ranking, part: slice) -> None:
+    """Ranks and lists by scores (k, V) of targets (k,), written into a part of a ranking."""
     ranks, score = ranks_of(scores, targets)
-    best, lists = scores.nan_to_num(nan=-torch.inf, neginf=-torch.inf).topk(length, dim=1)
-    lists = lists.masked_fill(best == -torch.inf, UNKNOWN_ROW)
-    return ranks.numpy(), lists.numpy().astype(np.int32), score.float().numpy()
-
-
-def _joined(parts: list[_Slice], length: int) -> Ranking:
-    if not parts:
-        return Ranking(np.zeros(0), np.zeros((0, length), np.int32), np.zeros(0, np.float32))
-    ranks, lists, scores = (np.concatenate(column) for column in zip(*parts, strict=True))
-    return Ranking(ranks, lists, scores)
+    best, lists = scores.nan_to_num(nan=-torch.inf, neginf=-torch.inf).topk(into.lists.shape[1], dim=1)
+    into.ranks[part], into.scores[part] = ranks.numpy(), score.float().numpy()
+    into.lists[part] = lists.masked_fill(best == -torch.inf, UNKNOWN_ROW).numpy()

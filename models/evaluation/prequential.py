@@ -17,12 +17,11 @@ from numpy.typing import NDArray
 
 from models.evaluation.dataset import Dataset
 from models.evaluation.judging import Judgement, Ranking, rank_events
-from models.evaluation.splits import subset
+from models.evaluation.splits import PREQUENTIAL_SHARE, subset
 from models.family.asking import queries_before
 from models.family.interface import Lesson, SequenceModel
 from state.errors import RecstreamError
 
-JUDGED_SHARE: Final = 0.5
 REFITS: Final = 2  # of fitted models: at the start and in the middle of what is judged
 _SLICE: Final = 8  # events scored between two lessons of a counting model
 _VALIDATION: Final = 0.1  # newest share of the events learnt from, to choose the best epoch by
@@ -37,6 +36,7 @@ def prequential(
     effort: float,
     report: Callable[[float, str], object],
     refits: int = REFITS,
+    judged: NDArray[np.bool_] | None = None,
 ) -> tuple[SequenceModel, Judgement]:
     """Judge a model by test-then-learn over the newer half of the events, in order of time.
 
@@ -48,6 +48,7 @@ def prequential(
         effort: Factor on the budget of all fits together.
         report: Called with the share done and a note.
         refits: Times a model that does not learn event by event is fitted.
+        judged: (N,) which events of the newer half are ranked, all when None; every one is learnt.
 
     Returns:
         The model as it is in the end, and the judgement of the newer half.
@@ -57,7 +58,7 @@ def prequential(
     """
     source = data.source
     order = np.argsort(source.times_ms, kind="stable")  # (N,) places in order of time
-    first = int(len(order) * (1 - JUDGED_SHARE))
+    first = int(len(order) * (1 - PREQUENTIAL_SHARE))
     if first < 1 or len(order) - first < 1:
         what = "There is nothing to judge by test-then-learn"
         raise RecstreamError(what, f"the log has {len(order)} events", "Give a longer log")
@@ -67,8 +68,9 @@ def prequential(
     seen = torch.zeros(data.items, dtype=torch.bool)
     seen[torch.from_numpy(source.items[order[:first]].astype(np.int64))] = True
     parts: list[Judgement] = []
+    ranked = np.ones(len(source), np.bool_) if judged is None else judged
     if online:
-        parts.append(_slices(model, data, order[first:], seen, report))
+        parts.append(_slices(model, data, order[first:], ranked, seen, report))
     else:
         bounds = np.linspace(first, len(order), refits + 1).astype(int)
         for number, (begin, end) in enumerate(pairwise(bounds.tolist())):
@@ -76,7 +78,8 @@ def prequential(
             if number:
                 lesson = _lesson(data, when, begin, seed, effort / refits, online)
                 model = fit(lesson, at, at + 0.5 / refits)
-            parts.append(_block(model, data, np.sort(order[begin:end]), seen))
+            places = np.sort(order[begin:end])
+            parts.append(_block(model, data, places[ranked[places]], seen))
             seen[torch.from_numpy(source.items[order[begin:end]].astype(np.int64))] = True
             report(at + 0.7 / refits, "")
     return model, _together(parts)
@@ -104,6 +107,7 @@ def _slices(
     model: SequenceModel,
     data: Dataset,
     places: NDArray[np.int64],
+    ranked: NDArray[np.bool_],
     seen: torch.Tensor,
     report: Callable[[float, str], object],
 ) -> Judgement:
@@ -114,8 +118,10 @@ def _slices(
     for begin in range(0, len(places), _SLICE):
         part = slice(begin, begin + _SLICE)
         rows = source.items[places[part]].astype(np.int64)
-        parts.append(rank_events(model, source, places[part], asked[part], candidates=seen))
-        model.learn(asked[part], users[part], rows)
+        mine = np.flatnonzero(ranked[places[part]]) + begin
+        if len(mine):
+            parts.append(rank_events(model, source, places[mine], asked[mine], candidates=seen))
+        model.learn(asked[part], users[part], rows, source.gaps_seconds[places[part]])
         seen[torch.from_numpy(rows)] = True
         if begin // _SLICE % 128 == 0:
             report(0.3 + 0.7 * begin / len(places), f"{begin:,} events")

@@ -1,8 +1,9 @@
-"""How well ratings are told from a model: RMSE and MAE of a linear reading of its scores.
+"""How well ratings are told from a model's scores: RMSE and MAE of a linear reading of them.
 
-No model here is trained on ratings. The rating of an event is read from the user's mean rating, the item's mean rating
-and the model's score of the item, by least squares on the validation events, and judged on the test events; beside it
-stands the same reading without the score, so that the model's own part shows.
+These scores were not trained on ratings (the heads of `models.family.heads` are). The rating of an event is read from
+the user's mean rating, the item's mean rating and the model's score of the item, by least squares on the validation
+events, and judged on the test events; beside it stands the same reading without the score, so that the model's own part
+shows.
 
 Letters: K events, N events of the histories, V item rows.
 """
@@ -32,7 +33,7 @@ def rating_errors(
         validation: The model's scores of the validation events.
         judged: The model's scores of the judged events.
     """
-    means = _Means(ratings, source, split.learnt)
+    means = Means(ratings, source, split.learnt)
     fit, test = (_known(ratings, side) for side in (validation, judged))
     if len(fit) < 10 or not len(test):
         return {}
@@ -60,14 +61,23 @@ def _known(ratings: NDArray[np.float32], side: Judgement) -> NDArray[np.int64]:
     return np.flatnonzero(np.isfinite(ratings[side.events]) & np.isfinite(side.unmasked.scores))
 
 
-class _Means:
-    """Mean ratings of users and items over learnt events, drawn to the overall mean where there are few."""
+class Means:
+    """Mean ratings of users and items over learnt events, drawn to the overall mean where there are few.
+
+    Args:
+        ratings: (N,) NaN where there is none.
+        source: The histories.
+        learnt: (N,) which events to take means over.
+
+    Attributes:
+        mean: Over all learnt ratings.
+    """
 
     def __init__(self, ratings: NDArray[np.float32], source: Histories, learnt: NDArray[np.bool_]) -> None:
         rated = learnt & np.isfinite(ratings)
         users = np.repeat(np.arange(source.users), np.diff(source.starts))
-        self._mean = float(ratings[rated].mean()) if rated.any() else float(np.nanmean(ratings))
-        apart = np.where(rated, ratings - self._mean, 0).astype(np.float64)
+        self.mean = float(ratings[rated].mean()) if rated.any() else float(np.nanmean(ratings))
+        apart = np.where(rated, ratings - self.mean, 0).astype(np.float64)
         self._users = np.bincount(users, apart) / (np.bincount(users, rated) + _PRIOR)
         self._items = np.bincount(source.items, apart) / (np.bincount(source.items, rated) + _PRIOR)
 

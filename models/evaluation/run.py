@@ -3,33 +3,30 @@
 Letters: N events, K judged events, V item rows, B users.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, Final, Literal
+from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
+from models.evaluation.cost import cost, size
 from models.evaluation.dataset import Dataset
+from models.evaluation.fitting import SEEDLESS, Fits, Teaching, lesson_of
 from models.evaluation.intervals import intervals, segments
 from models.evaluation.judging import Judgement, judge
 from models.evaluation.metrics import Background, accuracy, beyond, rounded
-from models.evaluation.prequential import JUDGED_SHARE, prequential
+from models.evaluation.prequential import prequential
 from models.evaluation.ratings import rating_errors
-from models.evaluation.splits import Split, cold_items, leave_one_out, subset, time_split
-from models.family.compression import KINDS, compress
-from models.family.interface import Lesson, SequenceModel, gather
-from models.family.registry import MODELS, build
+from models.evaluation.splits import JUDGED, Protocol, Split, split_by
+from models.evaluation.tasks import head_notes, mean_of, task_figures, teachable
+from models.family.compression import KINDS
+from models.family.interface import Lesson, SequenceModel
+from models.family.registry import MODELS
 from state.errors import RecstreamError
 
-Protocol = Literal["leave-one-out", "time-split", "prequential", "cold-items"]
-PROTOCOLS: Final[tuple[Protocol, ...]] = ("leave-one-out", "time-split", "prequential", "cold-items")
-JUDGED: Final = 25_000  # most judged events by default; whole users are drawn where there are more
-_COST_USERS: Final = 256
-_COST_ROUNDS: Final = 20
-_SEEDLESS: Final = ("popularity", "markov", "skip-markov", "session-knn")  # nothing in them is drawn at random
 Report = Callable[[str, float, str], object]
+Keep = Callable[[str, int, Judgement], object]
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +38,9 @@ class Settings:
         seeds: Fits of every model that draws at random; figures are means over them.
         effort: Factor on training budgets.
         judged: Most judged events.
+        first_seed: Seed of the first fit; the others count up from it.
+        model_settings: Settings of models by name, where they are not the defaults.
+        teaching: What models are taught besides the order of items; neural models are judged by its tasks, too.
         clock: Seconds, for the time a model takes; the standard library's ``perf_counter`` outside of tests.
     """
 
@@ -49,6 +49,9 @@ class Settings:
     seeds: int = 1
     effort: float = 1.0
     judged: int = JUDGED
+    first_seed: int = 0
+    model_settings: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    teaching: Teaching = Teaching()  # noqa: RUF009 (frozen)
 
 
 @dataclass(slots=True)
@@ -57,11 +60,19 @@ class Outcome:
 
     judgements: list[Judgement] = field(default_factory=list)
     validations: list[Judgement] = field(default_factory=list)
+    heads: list[dict[str, Any]] = field(default_factory=list)
     seconds: float = 0.0
     model: SequenceModel | None = None
 
 
-def evaluate(data: Dataset, names: list[str], settings: Settings, report: Report) -> dict[str, Any]:
+def evaluate(
+    data: Dataset,
+    names: list[str],
+    settings: Settings,
+    report: Report,
+    keep: Keep | None = None,
+    split: Split | None = None,
+) -> dict[str, Any]:
     """Evaluate models by name on one data set.
 
     Args:
@@ -69,16 +80,27 @@ def evaluate(data: Dataset, names: list[str], settings: Settings, report: Report
         names: Names of `models.family.registry.MODELS`; ``gru:int8`` is the fitted ``gru`` made smaller (`compress`).
         settings: How.
         report: Called with a model's name, the share of its work done, and a note.
+        keep: Called with a model's name, a seed, and every event's ranks, for those who want more than means.
+        split: Which events play which part; None splits by the protocol.
 
     Returns:
         ``{"models": {name: {"unmasked": {...}, "masked": {...}, "seconds": ...}}}`` with intervals, segments, cost and
-        what was evaluated on beside them; everything is plain JSON.
+        what was evaluated on beside them; everything is plain JSON. Ctrl-C ends it with the models that are done, and
+        ``interrupted`` names the one that was not.
 
     Raises:
         RecstreamError: A model is unknown, or the log is too short for the protocol.
     """
     require_known(names)
-    split, notes = _split(data, settings)
+    tasks = settings.teaching.tasks
+    if tasks and settings.protocol == "prequential":
+        what = "Heads beside the next item are not judged by test-then-learn"
+        raise RecstreamError(what, "they are fitted, not learnt at once", "Use --protocol leave-one-out or time-split")
+    notes = head_notes(tasks, data)
+    teaching = replace(settings.teaching, tasks=teachable(tasks, data))
+    if split is None:
+        split, said = split_by(data, settings.protocol, settings.judged)
+        notes += said
     background = Background.of(split.past(data.source), data.items)
     body: dict[str, Any] = {
         "data": {
@@ -92,38 +114,27 @@ def evaluate(data: Dataset, names: list[str], settings: Settings, report: Report
         },
         "protocol": settings.protocol,
         "seeds": settings.seeds,
+        "model_settings": {name: dict(given) for name, given in settings.model_settings.items()},
         "models": {},
     }
-    fitted: dict[tuple[str, int], SequenceModel] = {}
+    fits = Fits(data, settings.model_settings, settings.clock, teaching, settings.protocol != "prequential")
     for name in dict.fromkeys(names):
-        outcome = _run(data, name, split, settings, report, fitted)
+        try:
+            outcome = _run(data, name, split, settings, report, fits)
+        except KeyboardInterrupt:
+            if not body["models"]:
+                raise
+            body["interrupted"] = name
+            break
         body["models"][name] = _figures(data, name, outcome, split, background, settings)
+        for number, judgement in enumerate(outcome.judgements):
+            (keep or _forget)(name, settings.first_seed + number, judgement)
         report(name, 1.0, "")
     return body
 
 
-def _split(data: Dataset, settings: Settings) -> tuple[Split, list[str]]:
-    source, notes = data.source, list[str]()
-    if settings.protocol == "leave-one-out":
-        split = leave_one_out(source)
-    elif settings.protocol != "prequential":
-        split = time_split(data) if settings.protocol == "time-split" else cold_items(data)
-        if not data.timed:
-            notes.append("time split without times: the newest tenth of each user's own events is judged")
-    else:
-        when = np.empty(len(source), np.int64)
-        when[np.argsort(source.times_ms, kind="stable")] = np.arange(len(source))
-        newer = when >= int(len(source) * (1 - JUDGED_SHARE))
-        return Split(~newer, np.zeros_like(newer), newer), notes
-    if split.judged.sum() > settings.judged:
-        users = np.repeat(np.arange(source.users), np.diff(source.starts))
-        order = np.random.default_rng(0).permutation(source.users)
-        number = np.bincount(users[split.judged], minlength=source.users)
-        chosen = order[: max(1, int(np.searchsorted(np.cumsum(number[order]), settings.judged, side="right")))]
-        total = int(split.judged.sum())
-        split = replace(split, judged=split.judged & np.isin(users, chosen))
-        notes.append(f"{split.judged.sum():,} of {total:,} held-out events are judged: those of users drawn at random")
-    return split, notes
+def _forget(name: str, seed: int, judgement: Judgement) -> None:
+    """Keep nothing but the means."""
 
 
 def require_known(names: list[str]) -> None:
@@ -140,57 +151,45 @@ def require_known(names: list[str]) -> None:
         raise RecstreamError(what, why, "Choose among them: --models markov,gru,gru:int8")
 
 
-def _run(
-    data: Dataset,
-    name: str,
-    split: Split,
-    settings: Settings,
-    report: Report,
-    fitted: dict[tuple[str, int], SequenceModel],
-) -> Outcome:
+def _run(data: Dataset, name: str, split: Split, settings: Settings, report: Report, fits: Fits) -> Outcome:
     outcome = Outcome()
-    base, _, kind = name.partition(":")
-    seeds = 1 if base in _SEEDLESS else settings.seeds
-    for seed in range(seeds):
-        started = settings.clock()
+    base = name.partition(":")[0]
+    seeds = 1 if base in SEEDLESS else settings.seeds
+    for number in range(seeds):
+        seed, started, spent = settings.first_seed + number, settings.clock(), 0.0
 
-        def progress(share: float, note: str, seed: int = seed) -> None:
-            of = f"seed {seed + 1} of {seeds}" if seeds > 1 else ""
-            report(name, (seed + share) / seeds, ", ".join(part for part in (of, note) if part))
+        def progress(share: float, note: str, number: int = number) -> None:
+            of = f"seed {number + 1} of {seeds}" if seeds > 1 else ""
+            report(name, (number + share) / seeds, ", ".join(part for part in (of, note) if part))
 
         def fit(
             lesson: Lesson, begin: float, end: float, progress: Callable[[float, str], None] = progress
         ) -> SequenceModel:
-            whole = fitted.get((base, lesson.seed)) if kind and settings.protocol != "prequential" else None
-            if whole is None:
-                whole = build(base, data.items)
-                whole.fit(replace(lesson, report=lambda share, note: progress(begin + (end - begin) * share, note)))
-                if settings.protocol != "prequential":
-                    fitted[base, lesson.seed] = whole
-            return compress(whole, kind).model if kind else whole  # type: ignore[arg-type]
+            nonlocal spent
+            told = replace(lesson, report=lambda share, note: progress(begin + (end - begin) * share, note))
+            before = settings.clock()
+            model, seconds = fits.fit(name, told)
+            # A fit that was shared counts for every model that has it.
+            spent += max(seconds - (settings.clock() - before), 0.0)
+            return model
 
         if settings.protocol == "prequential":
             online = bool(getattr(MODELS[base], "online", False))
-            outcome.model, judgement = prequential(data, fit, online, seed, settings.effort, progress)
-        else:
-            keep = split.learnt | split.validation
-            lesson = Lesson(
-                past=split.past(data.source),
-                source=subset(data.source, keep),
-                judged=split.validation[keep],
-                catalogue=data.catalogue,
-                seed=seed,
-                effort=settings.effort,
-                timed=data.timed,
+            outcome.model, judgement = prequential(
+                data, fit, online, seed, settings.effort, progress, judged=split.judged
             )
+        else:
+            lesson = lesson_of(data, split, seed, settings.effort, lambda share, note: None)
             outcome.model = fit(lesson, 0.0, 0.9)
+            open_ = None if data.candidates is None else torch.from_numpy(data.candidates)
             judgement = judge(
-                outcome.model, data.source, split.judged, lambda share: progress(0.9 + 0.1 * share, "ranking")
+                outcome.model, data.source, split.judged, lambda share: progress(0.9 + 0.1 * share, "ranking"), open_
             )
             if data.ratings is not None:
                 outcome.validations.append(judge(outcome.model, data.source, split.validation))
+            outcome.heads.append(task_figures(outcome.model, data, split))
         outcome.judgements.append(judgement)
-        outcome.seconds += settings.clock() - started
+        outcome.seconds += settings.clock() - started + spent
     return outcome
 
 
@@ -200,15 +199,14 @@ def _figures(
     assert outcome.model is not None
     events = outcome.judgements[0].events
     users = np.searchsorted(data.source.starts, events, side="right") - 1
+    competing = data.items - 1 if data.candidates is None else int(data.candidates.sum())
     figures: dict[str, Any] = {}
     spread: dict[str, Any] = {}
     between: dict[str, Any] = {}
     parts: dict[str, Any] = {}
     for side in ("unmasked", "masked"):
         rankings = [getattr(judgement, side) for judgement in outcome.judgements]
-        found = [
-            {**accuracy(ranking.ranks, data.items - 1), **beyond(ranking, users, background)} for ranking in rankings
-        ]
+        found = [{**accuracy(ranking.ranks, competing), **beyond(ranking, users, background)} for ranking in rankings]
         figures[side] = rounded({key: float(np.mean([one[key] for one in found])) for key in found[0]})
         ranks = np.concatenate([ranking.ranks for ranking in rankings])
         between[side] = intervals(ranks, np.tile(users, len(rankings)))
@@ -230,37 +228,11 @@ def _figures(
         ]
         if all(errors):
             figures["ratings"] = {key: round(float(np.mean([one[key] for one in errors])), 6) for key in errors[0]}
-    figures["cost"] = {**cost(outcome.model, data, settings.clock), "model_bytes": _size(outcome.model, name)}
+    heads = mean_of(outcome.heads)
+    if heads:
+        figures["heads"] = heads
+    figures["cost"] = {**cost(outcome.model, data, settings.clock), "model_bytes": size(outcome.model, name)}
     source = getattr(outcome.model, "text_source", None)
     if source is not None:
         figures["text"] = source
     return figures
-
-
-def cost(model: SequenceModel, data: Dataset, clock: Callable[[], float]) -> dict[str, Any]:
-    """State bytes per user, learnt values, and microseconds per event of a step and of scoring every item.
-
-    Measured on batches of 256 users on one thread, the median of 20.
-    """
-    source = data.source
-    rng = np.random.default_rng(0)
-    chosen: NDArray[np.int64] = rng.integers(0, len(source), _COST_USERS)
-    events = gather(source, np.stack((chosen, np.ones_like(chosen)), axis=1)).at(0)
-    state = model.initial_state(_COST_USERS)
-    times: dict[str, list[float]] = {"step_us": [], "score_us": []}
-    with torch.inference_mode():
-        for _ in range(_COST_ROUNDS):
-            started = clock()
-            state = model.step(state, events)
-            stepped = clock()
-            model.scores(state)
-            times["step_us"].append(stepped - started)
-            times["score_us"].append(clock() - stepped)
-    medians = {name: round(float(np.median(taken)) / _COST_USERS * 1e6, 2) for name, taken in times.items()}
-    return {"state_bytes": 4 * model.state_size, "parameters": model.parameters, **medians}
-
-
-def _size(model: SequenceModel, name: str) -> int:
-    """Bytes of a model as it is stored."""
-    kind = name.partition(":")[2]
-    return compress(model, kind).size if kind else compress(model, KINDS[0]).original  # type: ignore[arg-type]

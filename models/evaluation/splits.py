@@ -5,8 +5,8 @@ Letters: N events, U users.
 In every split a user's learnt events come before their validation events, and those before the judged ones.
 """
 
-from dataclasses import dataclass
-from typing import Final
+from dataclasses import dataclass, replace
+from typing import Final, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +15,11 @@ from models.evaluation.dataset import Dataset
 from models.sequences import Histories
 from state.errors import RecstreamError
 
+Protocol = Literal["leave-one-out", "time-split", "prequential", "cold-items"]
+PROTOCOLS: Final[tuple[Protocol, ...]] = ("leave-one-out", "time-split", "prequential", "cold-items")
+JUDGED: Final = 25_000  # most judged events by default; whole users are drawn where there are more
+PREQUENTIAL_SHARE: Final = 0.5  # newest share of the events, which test-then-learn judges
+_CELLS: Final = 2 * 10**10  # scores that test-then-learn ranks for one model: about 5 minutes
 TEST_SHARE: Final = 0.1  # newest share of a time split
 COLD_SHARE: Final = 0.1  # of the items, held out where cold items are judged
 FEWEST_EVENTS: Final = 3  # of a user in leave-one-out: one to learn from, one to choose by, one to judge
@@ -37,6 +42,49 @@ class Split:
     def past(self, source: Histories) -> Histories:
         """The learnt events alone, users with the same numbers."""
         return subset(source, self.learnt)
+
+
+def split_by(data: Dataset, protocol: Protocol, most: int = JUDGED) -> tuple[Split, list[str]]:
+    """The split of a protocol and what there is to say of it.
+
+    Args:
+        data: The events.
+        protocol: One of `PROTOCOLS`.
+        most: Most judged events; users are drawn at random where there are more. Test-then-learn judges all but of
+            very large data.
+
+    Raises:
+        RecstreamError: The log is too short for the protocol.
+    """
+    source, notes = data.source, list[str]()
+    if protocol == "prequential":
+        when = np.empty(len(source), np.int64)
+        when[np.argsort(source.times_ms, kind="stable")] = np.arange(len(source))
+        newer = when >= int(len(source) * (1 - PREQUENTIAL_SHARE))
+        split, most = Split(~newer, np.zeros_like(newer), newer), max(most, _CELLS // data.items)
+    elif protocol == "leave-one-out":
+        split = leave_one_out(source)
+    else:
+        split = time_split(data) if protocol == "time-split" else cold_items(data)
+        if not data.timed:
+            notes.append("time split without times: the newest tenth of each user's own events is judged")
+    total = int(split.judged.sum())
+    if total > most:
+        split = replace(split, judged=thinned(source, split.judged, most))
+        notes.append(
+            f"{split.judged.sum():,} of {total:,} events that could be are judged: those of users drawn at random"
+        )
+    return split, notes
+
+
+def thinned(source: Histories, events: NDArray[np.bool_], most: int) -> NDArray[np.bool_]:
+    """At most about so many of the events (N,) bool: all events of users drawn at random, at least one user's."""
+    users = np.repeat(np.arange(source.users), np.diff(source.starts))
+    order = np.random.default_rng(0).permutation(source.users)
+    number = np.bincount(users[events], minlength=source.users)
+    order = order[number[order] > 0]
+    chosen = order[: max(1, int(np.searchsorted(np.cumsum(number[order]), most, side="right")))]
+    return events & np.isin(users, chosen)
 
 
 def subset(source: Histories, keep: NDArray[np.bool_]) -> Histories:

@@ -11,10 +11,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from models.family.interface import SequenceModel, gather
+from models.family.interface import SequenceModel, clock_of, gather
 from models.sequences import Histories, grouped
 
 _STEPS: Final = 2**13  # of one batch of windows, padding included
+_LONGEST: Final = 256  # events of one user asked about in one window: attention costs the square of its length
 _SCORES: Final = 2**22  # of one slice of events, 16 MB
 Report = Callable[[float], object]
 
@@ -28,22 +29,24 @@ def queries_before(
     Args:
         model: The model.
         source: The histories.
-        events: (K,) places in the histories; a user's first event is asked of the initial state.
+        events: (K,) places in the histories; before a user's first event only its hour is known.
         report: Called with the share done.
     """
     user = np.searchsorted(source.starts, events, side="right") - 1
     start = source.starts[:-1][user]
-    found = model.query(model.initial_state(1)).repeat(len(events), 1)
+    found = model.greeting(torch.from_numpy(clock_of(source.times_ms[events])))
     begin = np.maximum(start, events - model.context)
-    if not model.pointwise:  # one window reaches over all events of a user
-        first = np.searchsorted(user, user)
-        begin = begin[first]
+    unit = user
+    if not model.pointwise:  # one window reaches over many events of a user, but not over a robot's 100,000
+        apart = events - events[np.searchsorted(user, user)]
+        unit = np.cumsum(np.diff(user * len(source) + apart // max(_LONGEST, 2 * model.context), prepend=-1) > 0)
+        begin = begin[np.searchsorted(unit, unit)]
     windows = np.stack((begin, events - begin), axis=1)  # (K, 2) each event's own
     after = np.flatnonzero(events > start)
     if model.pointwise:
         _each(model, source, windows, after, found, report)
     else:
-        _along(model, source, windows, after, user, found, report)
+        _along(model, source, windows, after, unit, found, report)
     return found
 
 
@@ -70,13 +73,13 @@ def _along(
     source: Histories,
     windows: NDArray[np.int64],
     after: NDArray[np.int64],
-    user: NDArray[np.int64],
+    unit: NDArray[np.int64],  # (K,) number of the window that an event is asked in
     found: Tensor,
     report: Report | None,
 ) -> None:
     if not len(after):
         return
-    final = after[np.append(np.diff(user[after]) > 0, True)]  # each user's last judged event
+    final = after[np.append(np.diff(unit[after]) > 0, True)]  # the last event of each window
     single = len(final) == len(after)
     final = final[np.argsort(windows[final, 1], kind="stable")]
     done = 0
@@ -87,10 +90,10 @@ def _along(
         if single:
             found[torch.from_numpy(chosen)] = model.last(batch, torch.from_numpy(part[:, 1].copy()))
         else:
-            row = np.full(user.max() + 1, -1)
-            row[user[chosen]] = np.arange(len(chosen))
-            mine = after[row[user[after]] >= 0]
-            place = (torch.from_numpy(row[user[mine]]), torch.from_numpy(windows[mine, 1] - 1))
+            row = np.full(unit.max() + 1, -1)
+            row[unit[chosen]] = np.arange(len(chosen))
+            mine = after[row[unit[after]] >= 0]
+            place = (torch.from_numpy(row[unit[mine]]), torch.from_numpy(windows[mine, 1] - 1))
             found[torch.from_numpy(mine)] = model.sequence(batch)[place]
         if report:
             report(done / len(final))
@@ -101,11 +104,12 @@ def target_ranks(model: SequenceModel, asked: Tensor, targets: NDArray[np.int32]
     """Ranks (K,) of target rows (K,) among all items for queries (K, Q); nothing is excluded."""
     rows = max(1, _SCORES // model.items)
     wanted = torch.from_numpy(targets.astype(np.int64))
-    parts = [
-        ranks_of(model.item_scores(asked[begin : begin + rows]), wanted[begin : begin + rows])[0].numpy()
-        for begin in range(0, len(targets), rows)
-    ]
-    return np.concatenate(parts) if parts else np.zeros(0)
+    # Written into one array: small results kept between large scores would scatter the heap, to gigabytes.
+    found = np.zeros(len(targets))
+    for begin in range(0, len(targets), rows):
+        part = slice(begin, begin + rows)
+        found[part] = ranks_of(model.item_scores(asked[part]), wanted[part])[0].numpy()
+    return found
 
 
 def ranks_of(scores: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:

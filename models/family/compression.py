@@ -13,7 +13,7 @@ from typing import Final, Literal
 from torch import Tensor
 
 from models.family.interface import SequenceModel
-from models.family.registry import MODELS
+from models.family.registry import rebuild
 from state.errors import RecstreamError
 
 Kind = Literal["fp16", "int8", "pruned"]
@@ -70,7 +70,7 @@ def compress(model: SequenceModel, kind: Kind) -> Compressed:
         else:
             tensors[name], stored = _ROUNDED[kind](tensor)
             size += stored
-    copy = MODELS[model.name](**model.settings())
+    copy = rebuild(model.name, model.settings())
     copy.restore(tensors)
     return Compressed(copy, size, original)
 

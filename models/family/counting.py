@@ -39,7 +39,7 @@ class RecentItems(SequenceModel):
         half_life: Events after which an event weighs half in popularity; 0 does not decay.
     """
 
-    online: ClassVar[bool] = True
+    online = True
 
     def __init__(self, items: int, latest: int, half_life: float = 0.0) -> None:
         self.items, self.context, self.half_life = items, latest, half_life
@@ -138,8 +138,14 @@ class Popularity(RecentItems):
     def fit(self, lesson: Lesson) -> None:
         self.count(lesson)
 
-    def learn(self, queries: Tensor, users: NDArray[np.int64], rows: NDArray[np.int64]) -> None:
-        del queries, users
+    def learn(
+        self,
+        queries: Tensor,
+        users: NDArray[np.int64],
+        rows: NDArray[np.int64],
+        gaps_seconds: NDArray[np.int64] | None = None,
+    ) -> None:
+        del queries, users, gaps_seconds
         self.note(rows)
 
     def item_scores(self, queries: Tensor) -> Tensor:
@@ -175,8 +181,14 @@ class SkipMarkov(RecentItems):
                 self.counts.add(sources, targets, np.full(len(sources), 1 / distance, np.float32))
             lesson.report(distance / self.farthest, f"{self.counts.size:,} pairs")
 
-    def learn(self, queries: Tensor, users: NDArray[np.int64], rows: NDArray[np.int64]) -> None:
-        del users
+    def learn(
+        self,
+        queries: Tensor,
+        users: NDArray[np.int64],
+        rows: NDArray[np.int64],
+        gaps_seconds: NDArray[np.int64] | None = None,
+    ) -> None:
+        del users, gaps_seconds
         latest = queries.numpy().astype(np.int64)[:, : self.farthest]  # (E, farthest)
         weights = (1 / np.arange(1, latest.shape[1] + 1)).astype(np.float32)
         self.counts.add(latest.ravel(), np.repeat(rows, latest.shape[1]), np.tile(weights, len(rows)))

@@ -13,6 +13,7 @@ from typing import Any, ClassVar, Final
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from models.family.asking import queries_before
@@ -31,10 +32,12 @@ _MEMBERS: Final[dict[str, type[SequenceModel]]] = {
 _SHARES: Final = {"gru": 0.94, "skip-markov": 0.02, "session-knn": 0.02, "popularity": 0.02}  # of the time of a fit
 _COUNTED: Final = ("skip-markov", "session-knn", "popularity")  # scores are counts: their logarithms are added
 _FLOOR: Final = 1e-4  # probability that a count spreads over all items, so that its logarithm stays finite
-_CELLS: Final = 2**25  # held-out log-probabilities kept at once, 128 MB
-_STEPS: Final = 60  # of the fit of the weights
-_OWN: Final = 100  # latest items of a user that count as had before
-_OWN_SCALE: Final = 5.0  # so that as many steps can forbid them altogether: 60 steps of 0.1 are 30 nats
+_CANDIDATES: Final = 100  # best items of each member among which the weights are learnt: lists are short
+_CELLS: Final = 2**24  # held-out log-probabilities made at once, 64 MB
+_STEPS: Final = 200  # of the fit of the weights
+_WEIGHTS_RATE: Final = 0.05
+_OWN: Final = 500  # latest items of a user that count as had before: who rates films has seen all of theirs
+_OWN_SCALE: Final = 5.0  # so that the steps can forbid them altogether: 200 of 0.05 are 50 nats
 
 
 class Ensemble(SequenceModel):
@@ -65,12 +68,24 @@ class Ensemble(SequenceModel):
         given = member_settings or {}
         self.members = [_MEMBERS[name](**{"items": items, **given.get(name, {})}) for name in members]
         self.weights = torch.full((len(members),), 1.0 / len(members))
+        self._adopted: set[str] = set()
         self.own = torch.zeros(())  # what having had an item adds to its log-probability, over `_OWN_SCALE`
         self.context = max(_OWN, *(member.context for member in self.members))
+
+    @staticmethod
+    def known() -> list[str]:
+        """Names of models that can be members."""
+        return list(_MEMBERS)
 
     @property
     def state_size(self) -> int:
         return sum(member.state_size for member in self.members) + _OWN
+
+    def adopt(self, fitted: Mapping[str, SequenceModel]) -> None:
+        """Take members that were fitted to the lesson that `fit` will be given; it fits only the others."""
+        self._adopted = {name for name in fitted if any(member.name == name for member in self.members)}
+        self.members = [fitted.get(member.name, member) for member in self.members]
+        self.context = max(_OWN, *(member.context for member in self.members))
 
     def fit(self, lesson: Lesson) -> None:
         begun = 0.0
@@ -80,19 +95,46 @@ class Ensemble(SequenceModel):
             def report(done: float, note: str, begun: float = begun, share: float = share) -> bool | None:
                 return lesson.report(begun + share * done, note)
 
-            member.fit(replace(lesson, report=report))
+            if member.name not in self._adopted:
+                member.fit(replace(lesson, report=report))
             begun += share
+        self._adopted = set()
         sample = held_out_sample(lesson)
         self.weights, self.own = torch.full((len(self.members),), 1.0 / len(self.members)), torch.zeros(())
         if sample is not None:
-            most = max(1, _CELLS // (self.items * (len(self.members) + 1)))
-            rng = np.random.default_rng(lesson.seed)
-            chosen = sample if len(sample) <= most else np.sort(rng.choice(sample, most, replace=False))
-            asked = queries_before(self, lesson.source, chosen)
-            targets = torch.from_numpy(lesson.source.items[chosen].astype(np.int64))
-            opinions = torch.stack([*self._opinions(asked), self._had(asked)], dim=0)  # (M + 1, N, V)
-            weights = _likeliest(opinions, targets)
+            weights = self._likeliest(lesson, sample)
             self.weights, self.own = weights[:-1].clone(), weights[-1].clone()
+
+    def _likeliest(self, lesson: Lesson, sample: NDArray[np.int64]) -> Tensor:
+        """Weights (M + 1,) that make held-out items (N,) likeliest among those that some member puts high."""
+        asked = queries_before(self, lesson.source, sample)
+        targets = torch.from_numpy(lesson.source.items[sample].astype(np.int64))
+        rows = max(1, _CELLS // (self.items * (len(self.members) + 1)))
+        parts = [
+            self._candidates(asked[begin : begin + rows], targets[begin : begin + rows])
+            for begin in range(0, len(targets), rows)
+        ]
+        right, others = torch.cat([one for one, _ in parts], dim=1), torch.cat([other for _, other in parts], dim=1)
+        return _likeliest(right, others)
+
+    @torch.inference_mode()
+    def _candidates(self, asked: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """What is said of targets (M + 1, n), and of the other items that some member puts high (M + 1, n, C).
+
+        Targets that none puts high are left out: no weights bring them into a list. Of candidates that stand there
+        several times only one counts; the others are minus infinity.
+        """
+        opinions = torch.stack([*self._opinions(asked), self._had(asked)], dim=0)  # (M + 1, n, V)
+        known = opinions[:-1].clone()
+        known[:, :, UNKNOWN_ROW] = -torch.inf
+        best = known.topk(min(_CANDIDATES, self.items - 1), dim=2).indices  # (M, n, C)
+        rows = best.transpose(0, 1).flatten(1).sort(dim=1).values  # (n, M C)
+        hopeful = (rows == targets[:, None]).any(1)
+        rows, targets, opinions = rows[hopeful], targets[hopeful], opinions[:, hopeful]
+        again = rows == targets[:, None]
+        again[:, 1:] |= rows[:, 1:] == rows[:, :-1]
+        others = opinions.gather(2, rows.expand(len(opinions), -1, -1)).masked_fill(again, -torch.inf)
+        return opinions.gather(2, targets.expand(len(opinions), -1)[:, :, None])[:, :, 0], others
 
     def _parts(self, columns: Tensor, of: str) -> list[Tensor]:
         return list(torch.split(columns, [*(_width(member, of) for member in self.members), _OWN], dim=-1))
@@ -135,11 +177,11 @@ class Ensemble(SequenceModel):
         return torch.cat([*asked, own], dim=1)
 
     def sequence(self, events: EventBatch) -> Tensor:
-        own = unfolded(self._newest(events), _OWN)[..., 0]  # (B, T, 100)
+        own = unfolded(self._newest(events), _OWN)[..., 0]  # (B, T, 500)
         return torch.cat([*(member.sequence(events) for member in self.members), own], dim=2)
 
     def last(self, events: EventBatch, steps: Tensor) -> Tensor:
-        own = ends(self._newest(events), steps, _OWN)[..., 0]  # (B, 100)
+        own = ends(self._newest(events), steps, _OWN)[..., 0]  # (B, 500)
         return torch.cat([*(member.last(events, steps) for member in self.members), own], dim=1)
 
     def item_scores(self, queries: Tensor) -> Tensor:
@@ -178,29 +220,31 @@ def _width(member: SequenceModel, of: str) -> int:
     return member.state_size if of == "state" else int(member.query(member.initial_state(1)).shape[1])
 
 
-def _likeliest(opinions: Tensor, targets: Tensor) -> Tensor:
-    """Weights (M + 1,) under which targets (N,) are likeliest, none of the first M negative.
+def _likeliest(right: Tensor, others: Tensor) -> Tensor:
+    """Weights (M + 1,) under which what was right is likeliest, none of the first M negative.
 
     Args:
-        opinions: (M + 1, N, V), M of them log-probabilities.
-        targets: Item rows.
+        right: (M + 1, N) of the items that came.
+        others: (M + 1, N, C) of those that might have come, minus infinity for none.
     """
-    right = opinions[:, torch.arange(len(targets)), targets]  # (M + 1, N)
-    known = torch.ones(opinions.shape[2], dtype=torch.bool)
-    known[UNKNOWN_ROW] = False
-    logits = torch.full((len(opinions),), -1.0)  # softplus(-1) = 0.31
-    logits[-1] = 0.0
-    logits.requires_grad_()
+    if not right.shape[1]:
+        return torch.cat((torch.full((len(right) - 1,), 1.0 / (len(right) - 1)), torch.zeros(1)))
+    real = others[0] > -torch.inf  # (N, C)
+    others = others.masked_fill(~real, 0.0)
+    raw = torch.full((len(right),), -1.0)  # softplus(-1) = 0.31
+    raw[-1] = 0.0
+    raw.requires_grad_()
 
     def weights() -> Tensor:
-        return torch.cat((torch.nn.functional.softplus(logits[:-1]), logits[-1:]))
+        return torch.cat((torch.nn.functional.softplus(raw[:-1]), raw[-1:]))
 
     with torch.enable_grad():
-        optimizer = torch.optim.Adam([logits], lr=0.1)
+        optimizer = torch.optim.Adam([raw], lr=_WEIGHTS_RATE)
         for _ in range(_STEPS):
-            scores = torch.tensordot(weights(), opinions, dims=1).masked_fill(~known, -torch.inf)  # (N, V)
-            loss = (scores.logsumexp(1) - weights() @ right).mean()
+            score = weights() @ right  # (N,)
+            scores = torch.tensordot(weights(), others, dims=1).masked_fill(~real, -torch.inf)  # (N, C)
+            loss = (torch.logaddexp(scores.logsumexp(1), score) - score).mean()
             optimizer.zero_grad()
-            loss.backward()
+            loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
     return weights().detach()

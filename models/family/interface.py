@@ -14,7 +14,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Final
+from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 import numpy as np
 import torch
@@ -26,6 +26,9 @@ from torch import Tensor
 from models.family.catalogue import Catalogue
 from models.sequences import Histories
 from state.errors import RecstreamError
+
+if TYPE_CHECKING:
+    from models.family.heads import TaskHeads
 
 FORMAT: Final = 1
 _HOUR_MS: Final = 3_600_000
@@ -39,8 +42,8 @@ class EventBatch:
 
     Attributes:
         items: Item rows, int64; 0 for items outside the vocabulary.
-        kinds: 0 click, 1 view, 2 purchase, int64.
-        gaps_seconds: Seconds since the user's previous event, float32; 0 for the first.
+        kinds: 0 click, 1 view, 2 purchase, 3 not known, int64.
+        gaps_seconds: Seconds since the user's previous event, float32; 0 for the first, negative where not known.
         clock: Hour of the week, 0 (Monday 00:00 UTC) to 167, int64.
     """
 
@@ -58,19 +61,41 @@ class EventBatch:
         return EventBatch(*(getattr(self, name)[where] for name in self.__slots__))
 
 
+def clock_of(times_ms: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Hours of the week, 0 (Monday 00:00 UTC) to 167, of moments."""
+    return (times_ms // _HOUR_MS + _EPOCH_WEEKDAY) % WEEK_HOURS
+
+
 def gather(source: Histories, windows: NDArray[np.int64]) -> EventBatch:
     """The events of windows (W, 2), first event and number of steps, as a batch (W, T) padded to the longest."""
     begin, steps = windows[:, :1], windows[:, 1:]
     column = np.arange(max(int(steps.max(initial=0)), 1))[None, :]  # (1, T)
     real = column < steps  # (W, T)
     where = np.where(real, begin + column, np.minimum(begin, max(len(source) - 1, 0)))
-    clock = (source.times_ms[where] // _HOUR_MS + _EPOCH_WEEKDAY) % WEEK_HOURS
+    clock = clock_of(source.times_ms[where])
     return EventBatch(
         torch.from_numpy((source.items[where] * real).astype(np.int64)),
         torch.from_numpy((source.kinds[where] * real).astype(np.int64)),
         torch.from_numpy((source.gaps_seconds[where] * real).astype(np.float32)),
         torch.from_numpy((clock * real).astype(np.int64)),
     )
+
+
+@dataclass(frozen=True, slots=True)
+class Tasks:
+    """What a neural model learns to foretell beside the next item (`models.family.heads`).
+
+    Attributes:
+        heads: Among ``type`` (of the next event), ``click``, ``view``, ``purchase`` (the item of the next event of that
+            type) and ``rating`` (of the next event, given its item).
+        horizon: The item of the next event but one, but two, ... up to so many events ahead; 1 for the next alone.
+    """
+
+    heads: tuple[str, ...] = ()
+    horizon: int = 1
+
+    def __bool__(self) -> bool:
+        return bool(self.heads) or self.horizon > 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +110,10 @@ class Lesson:
         seed: Randomness of the fit.
         effort: Factor on the training budget; 1 is a few minutes on one core for the largest data.
         timed: Whether times (and so gaps and hours) mean anything.
+        tasks: What neural models learn beside the next item; others do not.
+        ratings: Of the events of ``past`` (P,), NaN where there is none; None without ratings.
+        session_gap: Seconds without an event after which neural models are told that a session opens; 0 for never.
+        augment: How neural models' training histories are varied (`models.family.augmentation`).
         report: Called with the share of the work done and a note; True stops and keeps the best so far.
     """
 
@@ -95,6 +124,10 @@ class Lesson:
     seed: int = 0
     effort: float = 1.0
     timed: bool = True
+    tasks: Tasks = Tasks()
+    ratings: NDArray[np.float32] | None = None
+    session_gap: float = 0.0
+    augment: tuple[str, ...] = ()
     report: Callable[[float, str], bool | None] = field(default=lambda share, note: None)
 
 
@@ -110,8 +143,8 @@ class SequenceModel(ABC):
     """
 
     name: ClassVar[str]
-    pointwise: ClassVar[bool] = False
-    online: ClassVar[bool] = False
+    pointwise: bool = False
+    online: bool = False
     context: int
     items: int
 
@@ -156,6 +189,10 @@ class SequenceModel(ABC):
         """Query vectors (B, Q) of states (B, S)."""
         return state
 
+    def greeting(self, clock: Tensor) -> Tensor:
+        """Queries (B, Q) for users without any event, asked at these hours of the week (B,)."""
+        return self.query(self.initial_state(1)).repeat(len(clock), 1)
+
     def scores(self, state: Tensor) -> Tensor:
         """Scores (B, V) of every item for users in these states."""
         return self.item_scores(self.query(state))
@@ -164,15 +201,44 @@ class SequenceModel(ABC):
         """Queries (B, Q) after the first ``steps`` (B,) >= 1 events of windows (B, T)."""
         return self.sequence(events)[torch.arange(len(steps)), steps - 1]
 
-    def learn(self, queries: Tensor, users: NDArray[np.int64], rows: NDArray[np.int64]) -> None:
+    def learn(
+        self,
+        queries: Tensor,
+        users: NDArray[np.int64],
+        rows: NDArray[np.int64],
+        gaps_seconds: NDArray[np.int64] | None = None,
+    ) -> None:
         """Learn that users' next items were ``rows`` (E,) when their queries (E, Q) were these, in order of time.
+
+        Args:
+            queries: (E, Q).
+            users: (E,).
+            rows: (E,).
+            gaps_seconds: (E,) since each user's event before; None where no time is known.
 
         Raises:
             RecstreamError: The model only learns by `fit`.
         """
-        del queries, users, rows
+        del queries, users, rows, gaps_seconds
         what = f"The model {self.name} does not learn event by event"
         raise RecstreamError(what, "its parameters come from a fit", "Fit it again on the longer log")
+
+    def item_vectors(self, rows: Tensor) -> Tensor:
+        """Vectors (N, D) of item rows (N,), for the heads of neural models.
+
+        Raises:
+            RecstreamError: The model has no vectors.
+        """
+        del rows
+        what = f"The model {self.name} has no item vectors"
+        raise RecstreamError(
+            what, "only the neural models have", "Use rnn, lstm, gru, time-lstm, transformer or fusion"
+        )
+
+    @property
+    def task_heads(self) -> "TaskHeads | None":
+        """What foretells more than the next item, where the fit was asked for it (`Lesson.tasks`)."""
+        return None
 
     @property
     def parameters(self) -> int:

@@ -13,29 +13,32 @@ from torch.nn import functional
 from models.softmax import Sampler, full_softmax
 
 Vectors = Callable[[Tensor | None], Tensor]  # rows (R,) -> (R, D); None -> all (V, D)
+Biases = Callable[[Tensor | None], Tensor]  # rows (R,) -> (R,); None -> all (V,)
 CALIBRATION: Final = 0.75  # t of gBCE, the value its authors recommend
 
 
-def cross_entropy(query: Tensor, vectors: Vectors, bias: Tensor, targets: Tensor, sampler: Sampler | None) -> Tensor:
+def cross_entropy(query: Tensor, vectors: Vectors, biases: Biases, targets: Tensor, sampler: Sampler | None) -> Tensor:
     """Mean cross entropy of targets (N,), over all items or over sampled ones with the logQ correction.
 
     Args:
         query: (N, D).
         vectors: Item vectors by row.
-        bias: Item biases (V,).
+        biases: Item biases by row.
         targets: Item rows (N,), none of them 0.
         sampler: None takes the full softmax.
     """
     if sampler is None:
-        return full_softmax(query, vectors(None), bias, targets)
+        return full_softmax(query, vectors(None), biases(None), targets)
     drawn = sampler.draw()  # (M,)
-    score = (query * vectors(targets)).sum(1) + bias[targets]
-    scores = torch.addmm(bias[drawn] - sampler.log_expected[drawn], query, vectors(drawn).T)  # (N, M)
+    score = (query * vectors(targets)).sum(1) + biases(targets)
+    scores = torch.addmm(biases(drawn) - sampler.log_expected[drawn], query, vectors(drawn).T)  # (N, M)
     scores = scores.masked_fill(drawn[None, :] == targets[:, None], -torch.inf)
     return (torch.logaddexp(score, scores.logsumexp(1)) - score).mean()
 
 
-def generalised_bce(query: Tensor, vectors: Vectors, bias: Tensor, targets: Tensor, negatives: int) -> Tensor:
+def generalised_bce(
+    query: Tensor, vectors: Vectors, biases: Biases, targets: Tensor, items: int, negatives: int
+) -> Tensor:
     """gBCE: binary cross entropy with M uniform negatives and the positive's probability raised to a power.
 
     The power undoes the overconfidence that sampling negatives brings.
@@ -44,11 +47,10 @@ def generalised_bce(query: Tensor, vectors: Vectors, bias: Tensor, targets: Tens
         Petrov and Macdonald, "gSASRec: reducing overconfidence in sequential recommendation trained with negative
         sampling", RecSys 2023.
     """
-    items = len(bias)
     drawn = torch.randint(1, items, (negatives,), device=query.device)
     rate = min(negatives / max(items - 2, 1), 1.0)
     power = rate * (CALIBRATION * (1 - 1 / rate) + 1 / rate)
-    score = (query * vectors(targets)).sum(1) + bias[targets]
-    scores = torch.addmm(bias[drawn], query, vectors(drawn).T)  # (N, M)
+    score = (query * vectors(targets)).sum(1) + biases(targets)
+    scores = torch.addmm(biases(drawn), query, vectors(drawn).T)  # (N, M)
     scores = scores.masked_fill(drawn[None, :] == targets[:, None], -torch.inf)
     return (functional.softplus(-score) * power + functional.softplus(scores).sum(1)).mean()

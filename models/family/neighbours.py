@@ -133,8 +133,14 @@ class SessionKnn(RecentItems):
             for user, at, count in zip(users[ends], session[ends], place[ends] % _SESSION + 1, strict=True)
         }
 
-    def learn(self, queries: Tensor, users: NDArray[np.int64], rows: NDArray[np.int64]) -> None:
-        del queries
+    def learn(
+        self,
+        queries: Tensor,
+        users: NDArray[np.int64],
+        rows: NDArray[np.int64],
+        gaps_seconds: NDArray[np.int64] | None = None,
+    ) -> None:
+        del queries, gaps_seconds
         sessions = np.zeros(len(users), np.int64)
         total = self._sessions
         for number, user in enumerate(users.tolist()):

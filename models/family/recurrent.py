@@ -8,16 +8,22 @@ Letters: B users, T steps, D embedding width, H hidden width, S state width, V i
 from collections.abc import Mapping
 from typing import Any, ClassVar, Final
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from models.family.course import Plan, epochs_for, run_course
+from models.family.augmentation import Variety
+from models.family.coding import Coding
+from models.family.course import BatchReport, Plan, epochs_for, run_course
+from models.family.heads import Answers, TaskHeads, heads_of, plain_tasks
 from models.family.interface import EventBatch, Lesson, SequenceModel
 from models.fit import popularity_bias
-from models.network import Network, NetworkConfig
+from models.network import Cell, Network, NetworkConfig
 from models.training import Trainer, TrainingSettings
 
 _SECONDS_PER_UNIT: Final = 3600.0  # of the time-aware decay: an hour away fades short-term memory by a quarter
+_RATE: Final = 0.01
 _EPOCHS: Final = 16
 _MOST_EPOCHS: Final = 60  # on small data, which is gone through until it was learnt from often enough
 _FEWEST_UPDATES: Final = 500
@@ -83,18 +89,39 @@ class Recurrent(SequenceModel):
         hidden: H.
         embedding: D.
         dropout: Of inputs and outputs, in training.
+        rate: Peak of the learning rate.
+        coding: What is told of types and times, found by `fit`.
+        tasks: What is foretold beside the next item, found by `fit`.
     """
 
     network_class: ClassVar[type[Network]] = Network
     cell: ClassVar[str] = "gru"
     context = 200  # longer windows than training's 100 change no ranking measurably
 
-    def __init__(self, items: int, hidden: int = 128, embedding: int = 64, dropout: float = 0.35) -> None:
-        self.items = items
-        config = NetworkConfig(items, "lstm" if self.cell == "lstm" else "gru", hidden, embedding, dropout)
+    def __init__(
+        self,
+        items: int,
+        hidden: int = 128,
+        embedding: int = 64,
+        dropout: float = 0.35,
+        rate: float = _RATE,
+        coding: Mapping[str, Any] | None = None,
+        tasks: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.items, self.rate, self.coding = items, rate, Coding.read(coding)
+        self._shape = {"hidden": hidden, "embedding": embedding, "dropout": dropout}
         with torch.random.fork_rng():
             torch.manual_seed(0)
-            self.network = self.network_class(config).eval()
+            self._build(heads_of(tasks, items, embedding))
+        self.network.eval()
+
+    def _build(self, heads: TaskHeads | None) -> None:
+        cell: Cell = "lstm" if self.cell == "lstm" else "gru"
+        self.network = self.network_class(
+            NetworkConfig(self.items, cell, kinds=self.coding.rows, **self._shape)  # type: ignore[arg-type]
+        )
+        if heads is not None:
+            self.network.add_module("task_heads", heads)
 
     @property
     def state_size(self) -> int:
@@ -103,26 +130,43 @@ class Recurrent(SequenceModel):
     def fit(self, lesson: Lesson) -> None:
         counts = lesson.past.counts(self.items)
         counts[0] = 0
-        config = self.network.config
+        self.coding = Coding.of(lesson)
         with torch.random.fork_rng():
             torch.manual_seed(lesson.seed)
-            self.network = self.network_class(config)
+            heads = TaskHeads(self.items, int(self._shape["embedding"]), lesson.tasks) if lesson.tasks else None
+            self._build(heads)
+        if heads is not None:
+            heads.prepare(Answers.of(lesson.past, lesson.tasks, lesson.ratings))
+        config = self.network.config
         with torch.no_grad():
             self.network.item_bias.copy_(popularity_bias(counts))
-        settings = TrainingSettings(sampled_above=_SAMPLED_ABOVE, negatives=_NEGATIVES)
+        settings = TrainingSettings(self.rate, sampled_above=_SAMPLED_ABOVE, negatives=_NEGATIVES)
         scored = self.items if self.items <= _SAMPLED_ABOVE else _NEGATIVES
         weights = sum(parameter.numel() for parameter in self.network.cell.parameters())
         batches = len(lesson.past) // settings.window + 1  # of an epoch on small data
         most = max(_EPOCHS, min(_FEWEST_UPDATES // batches, _MOST_EPOCHS))
         epochs = epochs_for(lesson, weights + scored * config.embedding, most)
-        plan = Plan(epochs, patience=max(4, epochs // 4))
-        trainer = Trainer(self.network, counts, plan.epochs, lesson.seed, settings)
-        run_course(self, self.network, lesson, plan, lambda report: trainer.epoch(lesson.past, report))
+        plan = Plan(epochs, patience=max(4, int(epochs // 4)))
+        course = _Epochs(self, lesson, plan, counts, settings)
+        run_course(self, self.network, lesson, plan, course.one)
+
+    @property
+    def task_heads(self) -> TaskHeads | None:
+        heads = self.network._modules.get("task_heads")
+        return heads if isinstance(heads, TaskHeads) else None
+
+    @torch.no_grad()
+    def item_vectors(self, rows: Tensor) -> Tensor:
+        vectors: Tensor = self.network.item_embedding(rows)
+        return vectors
+
+    def _inputs(self, events: EventBatch) -> tuple[Tensor, Tensor, Tensor]:
+        return events.items, self.coding.codes(events.kinds, events.gaps_seconds), events.gaps_seconds
 
     @torch.no_grad()
     def step(self, state: Tensor, events: EventBatch) -> Tensor:
-        columns = (events.items[:, None], events.kinds[:, None], events.gaps_seconds[:, None])
-        return self.network.sequence(*columns, state)[1]
+        items, codes, gaps = self._inputs(events)
+        return self.network.sequence(items[:, None], codes[:, None], gaps[:, None], state)[1]
 
     @torch.no_grad()
     def query(self, state: Tensor) -> Tensor:
@@ -130,12 +174,12 @@ class Recurrent(SequenceModel):
 
     @torch.no_grad()
     def sequence(self, events: EventBatch) -> Tensor:
-        outputs, _ = self.network.sequence(events.items, events.kinds, events.gaps_seconds)
+        outputs, _ = self.network.sequence(*self._inputs(events))
         return self.network.query(outputs)
 
     @torch.no_grad()
     def last(self, events: EventBatch, steps: Tensor) -> Tensor:
-        outputs, _ = self.network.sequence(events.items, events.kinds, events.gaps_seconds)
+        outputs, _ = self.network.sequence(*self._inputs(events))
         return self.network.query(outputs[torch.arange(len(steps)), steps - 1])
 
     @torch.no_grad()
@@ -145,12 +189,12 @@ class Recurrent(SequenceModel):
         return scores
 
     def settings(self) -> dict[str, Any]:
-        config = self.network.config
         return {
             "items": self.items,
-            "hidden": config.hidden,
-            "embedding": config.embedding,
-            "dropout": config.dropout,
+            **self._shape,
+            "rate": self.rate,
+            "coding": self.coding.plain(),
+            "tasks": plain_tasks(self.task_heads),
         }
 
     def tensors(self) -> dict[str, Tensor]:
@@ -158,6 +202,32 @@ class Recurrent(SequenceModel):
 
     def restore(self, tensors: Mapping[str, Tensor]) -> None:
         self.network.load_state_dict(dict(tensors))
+
+
+class _Epochs:
+    """Epochs of the trainer that first fits and fine-tuning share, over coded and varied histories, with heads."""
+
+    def __init__(
+        self, model: Recurrent, lesson: Lesson, plan: Plan, counts: NDArray[np.int64], settings: TrainingSettings
+    ) -> None:
+        self._model, self._variety = model, Variety(lesson)
+        self._heads = model.task_heads
+        self._answers: Answers | None = None
+        beside = None if self._heads is None else self._beside
+        self._trainer = Trainer(model.network, counts, plan.epochs, lesson.seed, settings, beside)
+
+    def one(self, report: BatchReport) -> float:
+        """Train one epoch; returns its mean loss."""
+        past, ratings = self._variety.histories()
+        if self._heads is not None:
+            self._answers = Answers.of(past, self._heads.tasks, ratings)
+        return self._trainer.epoch(self._model.coding.coded(past), report)
+
+    def _beside(self, query: Tensor, places: Tensor, wanted: Tensor) -> Tensor:
+        del wanted
+        assert self._heads is not None and self._answers is not None
+        vectors, item_loss = self._model.network.item_embedding, self._trainer.objective.cross_entropy
+        return self._heads.loss(query, places.numpy(), self._answers, item_loss, vectors)
 
 
 class Gru(Recurrent):

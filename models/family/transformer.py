@@ -3,16 +3,19 @@
 Letters: B users or windows, T steps, W window, D width, A heads, L reach, V item rows, N targets.
 """
 
+from collections.abc import Mapping
 from typing import Any, ClassVar, Final, Literal
 
 import torch
 from torch import Tensor, nn
 
 from models.family.attention import Block, CausalStack, bidirectional_bias, near_first
+from models.family.course import held_out_ndcg_of_both
 from models.family.inputs import Context, ItemVectors
 from models.family.interface import EventBatch, Lesson
+from models.family.module import Module
 from models.family.recent import ends, shifted, unfolded
-from models.family.sequential import Module, Sequential, plain
+from models.family.sequential import RATE, Asked, Sequential
 from models.network import INITIAL_STD, UNKNOWN_ROW
 
 _MASKED: Final = 0.3  # share of a training window hidden from the autoencoder
@@ -34,6 +37,9 @@ class Transformer(Sequential):
         reach: L.
         dropout: In training.
         loss: ``ce`` (full or sampled softmax) or ``gbce``.
+        rate: Peak of the learning rate.
+        coding: What is told of types and times, found by `fit`.
+        tasks: What is foretold beside the next item, found by `fit`.
 
     References:
         Kang and McAuley, "Self-attentive sequential recommendation", ICDM 2018; Dai et al., "Transformer-XL", ACL 2019;
@@ -42,6 +48,8 @@ class Transformer(Sequential):
     """
 
     name: ClassVar[str] = "transformer"
+    patience = 1.0  # the best epochs come when the rate has fallen
+    quality = staticmethod(held_out_ndcg_of_both)
 
     def __init__(
         self,
@@ -52,23 +60,28 @@ class Transformer(Sequential):
         reach: int = 50,
         dropout: float = 0.3,
         loss: Literal["ce", "gbce"] = "ce",
+        rate: float = RATE,
+        coding: Mapping[str, Any] | None = None,
+        tasks: Mapping[str, Any] | None = None,
     ) -> None:
         self.items, self.width, self.layers, self.heads = items, width, layers, heads
-        self.reach, self.dropout, self.loss = reach, dropout, loss
-        with torch.random.fork_rng():
-            torch.manual_seed(0)
-            self.build(None)
+        self.reach, self.dropout, self.loss, self.rate = reach, dropout, loss, rate
+        self.recall(coding, tasks)
 
     def build(self, lesson: Lesson | None) -> None:
         del lesson
         encoder = CausalStack(self.width, self.layers, self.heads, self.reach, self.dropout)
         self.module = Module(
-            ItemVectors(self.items, self.width), Context(self.width), encoder, self.items, self.dropout
+            ItemVectors(self.items, self.width),
+            Context(self.width, coding=self.coding),
+            encoder,
+            self.items,
+            self.dropout,
         ).eval()
         self.context = encoder.context
 
     def settings(self) -> dict[str, Any]:
-        return plain(self, ("items", "width", "layers", "heads", "reach", "dropout", "loss"))
+        return self.described(("items", "width", "layers", "heads", "reach", "dropout", "loss", "rate"))
 
 
 class MaskedStack(nn.Module):
@@ -116,6 +129,9 @@ class Bert(Sequential):
         heads: A.
         window: W, places with the mask's included.
         dropout: In training.
+        rate: Peak of the learning rate.
+        coding: What is told of types and times, found by `fit`.
+        tasks: What is foretold beside the next item, found by `fit`.
 
     References:
         Sun et al., "BERT4Rec: sequential recommendation with bidirectional encoder representations from Transformer",
@@ -123,33 +139,40 @@ class Bert(Sequential):
     """
 
     name: ClassVar[str] = "bert"
-    pointwise: ClassVar[bool] = True
+    pointwise = True
     item_dropout = 0.0
     smallest_batch = 384  # a third of the places teaches
 
     def __init__(
-        self, items: int, width: int = 64, layers: int = 2, heads: int = 2, window: int = 50, dropout: float = 0.2
+        self,
+        items: int,
+        width: int = 64,
+        layers: int = 2,
+        heads: int = 2,
+        window: int = 50,
+        dropout: float = 0.2,
+        rate: float = RATE,
+        coding: Mapping[str, Any] | None = None,
+        tasks: Mapping[str, Any] | None = None,
     ) -> None:
         self.items, self.width, self.layers, self.heads = items, width, layers, heads
-        self.places, self.dropout = window, dropout
+        self.places, self.dropout, self.rate = window, dropout, rate
         self.window = window - 1  # a training window of T steps holds T + 1 events
         self.context = window - 1
         self.epochs = 40  # a third of the places teaches: it needs more passes
-        with torch.random.fork_rng():
-            torch.manual_seed(0)
-            self.build(None)
+        self.recall(coding, tasks)
 
     def build(self, lesson: Lesson | None) -> None:
         del lesson
         encoder = MaskedStack(self.width, self.layers, self.heads, self.places, self.dropout)
-        vectors, context = ItemVectors(self.items, self.width), Context(self.width)
+        vectors, context = ItemVectors(self.items, self.width), Context(self.width, coding=self.coding)
         self.module = Module(vectors, context, encoder, self.items, self.dropout).eval()
 
     @property
     def state_size(self) -> int:
         return 4 * self.context + 1
 
-    def outputs(self, events: EventBatch, targets: Tensor) -> tuple[Tensor, Tensor]:
+    def outputs(self, events: EventBatch, targets: Tensor) -> Asked:
         steps = (targets != UNKNOWN_ROW).long().mul(torch.arange(1, targets.shape[1] + 1)).amax(1) + 1  # (B,) events
         items = torch.cat((events.items[:, :1], targets), dim=1)  # (B, T + 1) the window's events
         place = torch.arange(items.shape[1])[None]
@@ -165,7 +188,8 @@ class Bert(Sequential):
         x = torch.where((last & ~hidden)[:, :, None], bare, x)
         out = self.module.encoder(x, hidden, steps)
         wanted = hidden & (items != UNKNOWN_ROW)
-        return out[wanted], items[wanted]
+        window, event = wanted.nonzero(as_tuple=True)
+        return Asked(out[wanted], items[wanted], window, event, last[wanted])  # what stands before it has seen it
 
     @torch.no_grad()
     def step(self, state: Tensor, events: EventBatch) -> Tensor:
@@ -202,7 +226,7 @@ class Bert(Sequential):
         return out[torch.arange(len(steps)), steps]
 
     def settings(self) -> dict[str, Any]:
-        return {**plain(self, ("items", "width", "layers", "heads", "dropout")), "window": self.places}
+        return {**self.described(("items", "width", "layers", "heads", "dropout", "rate")), "window": self.places}
 
 
 def _columns(events: EventBatch) -> Tensor:

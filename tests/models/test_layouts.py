@@ -13,6 +13,11 @@ LAYOUTS = {
         '{"reviewerID": "A1", "asin": "B0", "overall": 5.0, "unixReviewTime": 1369699200}',
         '{"reviewerID": "A2", "asin": "B1", "overall": 1.0, "unixReviewTime": 1369699300}',
     ],
+    "Beauty.jsonl": [
+        '{"rating": 5.0, "title": "x", "asin": "B0", "parent_asin": "P0", "user_id": "A", "timestamp": 1588687728923}',
+        '{"rating": 4.0, "title": "x", "asin": "B1", "parent_asin": "P1", "user_id": "B", "timestamp": 1588615855070}',
+    ],
+    "Beauty.csv": ["user_id,parent_asin,rating,timestamp", "AE,P0,5.0,1588687728923", "AF,P1,4.0,1588615855070"],
     "events.csv": [
         "timestamp,visitorid,event,itemid,transactionid",
         "1433221332117,257597,view,355908,",
@@ -38,6 +43,12 @@ def test_known_layouts_are_read_without_being_told(name, tmp_path):
     assert len(data.vocabulary) == 3
     assert data.timed
     assert data.source.users == (1 if name in ("ratings.dat", "ratings.csv", "yoochoose-clicks.dat") else 2)
+
+
+def test_the_parent_product_is_the_item_of_amazon_reviews(tmp_path):
+    path = tmp_path / "Beauty.jsonl"
+    path.write_text("\n".join(LAYOUTS["Beauty.jsonl"]))
+    assert load(path).vocabulary == ["", "P1", "P0"]
 
 
 def test_what_is_recognised_is_said(tmp_path):

@@ -37,6 +37,26 @@ def test_figures_by_model_come_as_one_line_of_json(log, protocol):
     assert "markov" in result.stderr and "buy is a purchase" in result.stderr
 
 
+def test_heads_sessions_and_variations_are_switched_on(log):
+    more = ["--heads", "next,type,purchase", "--horizon", "2", "--session-gap", "auto", "--augment", "crop,reorder"]
+    result = run(log, "--models", "session-knn,gru", "--effort", "0.01", *more, "--json")
+    body = last_json(result)
+    assert set(body["models"]["gru"]["heads"]) == {"type", "purchase", "ahead-2"}
+    assert "heads" not in body["models"]["session-knn"]
+    assert any("sessions part after 30 minutes" in note for note in body["data"]["notes"])
+    assert "heads beside the next item" in result.stderr
+
+
+def test_what_another_log_brings_is_told(log, tmp_path):
+    other = tmp_path / "other.csv"
+    lines = (f"u{n % 6},b{n % 5},{1_700_000_000 + n}" for n in range(90))
+    other.write_text("user_id,item_id,timestamp\n" + "\n".join(lines))
+    result = run(log, "--models", "markov", "--with", other, "--json")
+    found = last_json(result)["models"]["markov"]
+    assert {"without", "with", "difference", "interval", "relative"} == found["lift"]["unmasked"]["ndcg@10"].keys()
+    assert "6 users are in both logs" in result.stderr and "what the other log brings" in result.stderr
+
+
 def test_people_get_a_table(log):
     result = run(log, "--models", "markov,popularity")
     assert result.exit_code == 0
@@ -54,6 +74,18 @@ def test_a_report_holds_everything_in_one_page(log, tmp_path):
     body = orjson.loads((tmp_path / "out" / "result.json").read_bytes())
     assert list(body["models"]) == ["popularity", "markov"]
     assert {path.name for path in (tmp_path / "out").glob("*.png")} == {"accuracy.png", "cost.png"}
+    assert "Smaller copies" not in page
+
+
+def test_the_report_sets_smaller_copies_beside_the_whole_model(log, tmp_path):
+    pytest.importorskip("matplotlib")
+    names = "popularity,gru,gru:fp16,gru:int8,gru:pruned"
+    assert run(log, "--models", names, "--effort", "0.01", "--out", tmp_path).exit_code == 0
+    page = (tmp_path / "report.html").read_text()
+    section = page.partition("<h2>Smaller copies</h2>")[2].partition("<h2>")[0]
+    rows = [line.partition("<td>")[0] for line in section.split("<tr><td>")[1:]]
+    assert rows == ["gru", "gru:fp16", "gru:int8", "gru:pruned"]
+    assert "share of whole" in section and "<td>1.0000" in section
 
 
 def test_other_columns_and_types_are_named(tmp_path):
@@ -83,6 +115,11 @@ def test_a_plain_table_of_users_and_items_is_enough(tmp_path):
         (["LOG", "--models", ","], 2, "No model was named"),
         (["LOG", "--columns", "nonsense"], 2, "name=value"),
         (["LOG", "--protocol", "random"], 2, "random"),
+        (["LOG", "--heads", "price"], 2, "the heads are next"),
+        (["LOG", "--session-gap", "soon"], 2, "--session-gap 30m"),
+        (["LOG", "--augment", "rotate"], 2, "--augment crop,reorder"),
+        (["LOG", "--with", "missing.csv"], 1, "There is no table"),
+        (["LOG", "--heads", "type", "--protocol", "prequential"], 1, "test-then-learn"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from models.evaluation.dataset import load
-from models.tables import TableError
+from models.tables import UNKNOWN_KIND, TableError, read_table
 from state.events import CLICK, PURCHASE, VIEW
 from tests.models.evaluation.walks import table
 
@@ -63,7 +63,23 @@ def test_ratings_follow_their_events_and_become_kinds(tmp_path):
     assert dict(zip(named, data.ratings.tolist(), strict=True))["a"] == 5
     assert [named[place] for place in np.flatnonzero(np.isnan(data.ratings))] == ["d"]
     kinds = dict(zip(named, data.source.kinds.tolist(), strict=True))
-    assert kinds == {"a": PURCHASE, "b": VIEW, "c": CLICK, "d": CLICK}
+    assert kinds == {"a": PURCHASE, "b": VIEW, "c": CLICK, "d": UNKNOWN_KIND}
+
+
+def test_blank_types_and_times_are_kept_as_not_known(tmp_path):
+    lines = ["user_id,item_id,timestamp,event_type", "u,a,10,view", "v,x,,click", "u,b,,", "u,c,30,buy", "v,y,5,click"]
+    lines += ["u,d,soon,view", "w,z,,view", "u,e,40,click"]
+    path = table(tmp_path / "a.csv", lines)
+    data = load(path)
+    named = [data.vocabulary[row] for row in data.source.items]
+    assert named == ["x", "y", "a", "b", "c", "e"]  # x stands at the time of y, b at that of a
+    assert data.source.kinds.tolist() == [CLICK, CLICK, VIEW, UNKNOWN_KIND, PURCHASE, CLICK]
+    assert data.source.gaps_seconds.tolist() == [0, -1, 0, -1, -1, 10]
+    assert {"1 events without a type", "2 events without a time", "2 rows left out: unreadable timestamp"} <= {
+        *data.notes
+    }
+    plain = read_table(path, types={"view": VIEW, "click": CLICK, "buy": PURCHASE})  # the stream guesses nothing
+    assert plain.untimed is None and len(plain) == 4
 
 
 def test_a_limit_keeps_the_oldest(tmp_path):

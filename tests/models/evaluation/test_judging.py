@@ -4,6 +4,7 @@ import torch
 
 from models.evaluation.judging import judge, rank_events
 from models.family.asking import queries_before
+from models.family.interface import clock_of
 from models.family.registry import MODELS, build
 from tests.models.evaluation.walks import histories
 from tests.models.family.walks import ITEMS, SMALL, lesson, walks
@@ -54,6 +55,7 @@ def test_queries_are_those_of_stepping_through_what_came_before(name):
     model.fit(lesson(source))
     events = np.array([0, 3, 8, 9 + 5, 9 + 6, 45, 53])
     asked = queries_before(model, source, events)
+    hours = torch.from_numpy(clock_of(source.times_ms[events]))
     for number, event in enumerate(events):
         start = event // 9 * 9
         state = model.initial_state(1)
@@ -63,4 +65,27 @@ def test_queries_are_those_of_stepping_through_what_came_before(name):
             window = gather(source, np.array([[start, event - start]]))
             for step in range(event - start):
                 state = model.step(state, window.at(step))
-        torch.testing.assert_close(asked[number], model.query(state)[0], atol=1e-4, rtol=1e-4)
+        expected = model.query(state) if event > start else model.greeting(hours[number : number + 1])
+        torch.testing.assert_close(asked[number], expected[0], atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["transformer", "skip-markov", "gru"])
+def test_a_robot_is_asked_about_in_windows_of_bounded_length(name):
+    rng = np.random.default_rng(0)
+    source = histories([[1, 2, 3, 4], rng.integers(1, 20, 1500).tolist(), [5, 6]])
+    model = build(name, 20)
+    lengths = []
+    whole = model.sequence
+
+    def sequence(events):
+        lengths.append(events.items.shape[1])
+        return whole(events)
+
+    model.sequence = sequence
+    events = np.concatenate(([1, 3], np.arange(500, 1504), [1505]))
+    asked = queries_before(model, source, events)
+    assert max(lengths) <= 3 * max(model.context, 256)
+    for number in (0, 1, 2, 300, 640, 1005, 1006):
+        alone = queries_before(model, source, events[number : number + 1])
+        # A GRU starts from nothing 200 events and more before: what is farther back has faded.
+        assert torch.allclose(asked[number], alone[0], atol=1e-4)

@@ -53,6 +53,19 @@ def test_fitted_models_are_fitted_anew_on_what_came_since():
     assert len(found.events) == 100
 
 
+@pytest.mark.parametrize("name", ["markov", "bpr"])
+def test_what_is_not_judged_is_learnt_all_the_same(name):
+    data = dataset(ring(users=10, length=20))
+    everything, _ = judged(data, name)
+    some = np.zeros(len(data.source), np.bool_)
+    some[everything.events[::3]] = True
+    found, _ = judged(data, name, judged=some)
+    assert sorted(found.events) == sorted(everything.events[::3])
+    order = np.argsort(found.events)
+    among = np.searchsorted(np.sort(everything.events), found.events[order])
+    assert (found.unmasked.ranks[order] == everything.unmasked.ranks[np.argsort(everything.events)][among]).all()
+
+
 def test_a_log_of_one_event_cannot_be_judged():
     with pytest.raises(RecstreamError, match="nothing to judge"):
         judged(dataset(histories([[1]])), "markov")

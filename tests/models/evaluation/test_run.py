@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from models.evaluation.dataset import Dataset
-from models.evaluation.run import PROTOCOLS, Settings, evaluate
+from models.evaluation.run import Settings, evaluate
+from models.evaluation.splits import PROTOCOLS
 from models.family.registry import MODELS
 from state.errors import RecstreamError
 from tests.models.evaluation.walks import dataset, histories, ring
@@ -58,6 +59,34 @@ def test_seeds_are_averaged_and_shown_for_models_that_draw():
     assert len(bpr["by_seed"]["unmasked"]["ndcg@10"]) == 2
     assert bpr["unmasked"]["ndcg@10"] == pytest.approx(np.mean(bpr["by_seed"]["unmasked"]["ndcg@10"]), abs=1e-6)
     assert "by_seed" not in body["models"]["markov"]
+
+
+def test_a_later_seed_is_the_same_fit_alone():
+    ranks = {}
+    for first, seeds in ((0, 2), (1, 1)):
+        settings = Settings("leave-one-out", Clock(), seeds, 1e-6, first_seed=first)
+        keep = lambda name, seed, judgement: ranks.setdefault(seed, []).append(judgement.unmasked.ranks)  # noqa: E731
+        evaluate(dataset(ring()), ["bpr"], settings, lambda name, share, note: None, keep)
+    assert len(ranks[0]) == 1
+    assert (ranks[1][0] == ranks[1][1]).all()
+
+
+def test_settings_of_models_are_used_and_told():
+    body = run(dataset(ring()), ["gru", "gru:fp16"], model_settings={"gru": {"hidden": 8, "rate": 0.02}})
+    assert body["models"]["gru"]["cost"]["state_bytes"] == body["models"]["gru:fp16"]["cost"]["state_bytes"] == 32
+    assert body["model_settings"] == {"gru": {"hidden": 8, "rate": 0.02}}
+
+
+def test_an_interruption_leaves_what_is_done():
+    def interrupt(name, share, note):
+        if name == "bpr":
+            raise KeyboardInterrupt
+
+    settings = Settings("leave-one-out", Clock(), effort=1e-6)
+    body = evaluate(dataset(ring()), ["markov", "bpr", "popularity"], settings, interrupt)
+    assert list(body["models"]) == ["markov"] and body["interrupted"] == "bpr"
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(dataset(ring()), ["bpr"], settings, interrupt)
 
 
 def test_smaller_copies_come_from_the_same_fit():

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from models.evaluation.splits import cold_items, leave_one_out, subset, time_split
+from models.evaluation.splits import cold_items, leave_one_out, split_by, subset, thinned, time_split
 from state.errors import RecstreamError
 from tests.models.evaluation.walks import dataset, histories, ring
 
@@ -60,3 +60,19 @@ def test_a_subset_keeps_users_and_gaps():
     part = subset(source, np.array([True, False, True, False]))
     assert part.items.tolist() == [1, 3] and part.starts.tolist() == [0, 2, 2]
     assert part.gaps_seconds.tolist() == [0, 20]
+
+
+def test_thinning_keeps_whole_users_up_to_a_number_of_events():
+    source = ring(users=30, length=20)
+    events = np.arange(len(source)) % 20 >= 15  # the last five of each user, none of the first ten users
+    events[: 10 * 20] = False
+    kept = thinned(source, events, 23)
+    assert kept.sum() == 20 and not (kept & ~events).any()
+    assert set(np.add.reduceat(kept, source.starts[:-1])) == {0, 5}
+    assert thinned(source, events, 3).sum() == 5  # at least one user's
+    assert (thinned(source, events, 100) == events).all()
+
+
+def test_test_then_learn_judges_the_newer_half_of_all_but_very_large_data():
+    split, notes = split_by(dataset(ring(users=30, length=20)), "prequential", 25)
+    assert split.judged.sum() == 300 and not notes

@@ -70,6 +70,29 @@ def test_the_gate_is_shut_for_items_never_learnt():
     torch.testing.assert_close(items(torch.tensor([[3, 1]])), vectors[[3, 1]][None])
 
 
+def test_new_items_get_their_share_of_the_places():
+    source = series(users=150)
+    cold = np.isin(source.items, COLD)  # a fifth of the items and of the events
+    place = np.arange(len(source)) % 10
+    kept = subset(source, ~cold)
+    held_out = place[~cold] >= 7
+    lesson = Lesson(subset(kept, ~held_out), kept, held_out, catalogue(), effort=0.001, timed=False)
+    model = Fusion(ITEMS, width=16, reach=5)
+    model.epochs = 8
+    model.fit(lesson)
+    vectors = model.module.vectors
+    shares = {}
+    for added in (float(vectors.welcome), -20.0):
+        vectors.welcome.fill_(added)
+        model.module.eval()
+        lists = judge(model, source, cold & (place % PARTS > 0)).unmasked.lists
+        shares[added] = np.isin(lists[:, :PARTS], COLD).mean()
+    found, without = shares.values()
+    assert without == 0
+    assert 0.03 < found < 0.4  # a tenth over all held-out events; here something of the same series came before
+    assert (vectors.biases(model.module.item_bias, None)[COLD] < 0).all()  # of the last, -20
+
+
 def test_it_works_on_a_gru_and_without_any_content():
     bare = Lesson(series(8), series(8), np.zeros(80, bool), Catalogue.empty(ITEMS), effort=1e-6)
     model = Fusion(ITEMS, width=8, encoder="gru")

@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from models.family.course import epochs_for, held_out_ndcg, held_out_sample
+from models.family.course import Plan, epochs_for, held_out_ndcg, held_out_sample, run_course
 from models.family.ensemble import Ensemble
 from models.family.factors import Bpr
 from models.family.interface import EventBatch, gather
@@ -119,6 +119,20 @@ def test_an_ensemble_gives_weight_to_who_knows():
         Ensemble(ITEMS, ("oracle",))
 
 
+def test_an_ensemble_of_adopted_members_is_the_one_that_fits_them_itself():
+    given = replace(lesson(walks(users=40)), effort=1e-6)
+    whole, adopting = Ensemble(ITEMS), Ensemble(ITEMS)
+    whole.fit(given)
+    members = {name: build(name, ITEMS) for name in ("gru", "popularity")}
+    for member in members.values():
+        member.fit(given)
+    adopting.adopt(members)
+    adopting.fit(given)
+    assert adopting.members[0] is members["gru"]
+    for name, tensor in whole.tensors().items():
+        torch.testing.assert_close(adopting.tensors()[name], tensor, msg=name)
+
+
 @pytest.mark.parametrize("again", [True, False], ids=["who come back", "who never do"])
 def test_an_ensemble_learns_whether_people_come_back_to_items(again):
     rng = np.random.default_rng(0)
@@ -136,6 +150,26 @@ def test_epochs_follow_the_amount_of_data():
     assert epochs_for(replace(small, effort=1.0), 1e5, 16) == 16
     assert epochs_for(replace(large, effort=1e-3), 1e5, 16) < epochs_for(replace(small, effort=1e-3), 1e5, 16)
     assert epochs_for(replace(large, effort=1e-9), 1e5, 16) == 3
+
+
+def test_a_log_too_long_for_one_epoch_is_learnt_in_part():
+    given = lesson(walks(users=60))
+    assert 0 < epochs_for(replace(given, effort=1.0), 1e12, 16) < 1
+    shares = []
+    model = build("gru", ITEMS)
+    module, seen = model.network, []
+
+    def epoch(report):
+        for number in range(1, 11):
+            seen.append(number)
+            if report(number / 10, 1.0):
+                break
+        return 1.0
+
+    told = replace(given, report=lambda share, note: shares.append(share))
+    run_course(model, module, told, Plan(1.4, 5), epoch)
+    assert seen == [*range(1, 11), 1, 2, 3, 4]
+    assert shares == sorted(shares) and shares[-1] == 1.0
 
 
 def test_the_clock_is_the_hour_of_the_week():

@@ -5,8 +5,9 @@ import pytest
 import torch
 
 from models.family.attention import bidirectional_bias, near_first
-from models.family.course import held_out_ndcg, held_out_sample
+from models.family.course import Plan, held_out_ndcg, held_out_sample
 from models.family.losses import cross_entropy, generalised_bce
+from models.family.sequential import _Epochs
 from models.family.transformer import Bert, Transformer
 from models.softmax import Sampler
 from tests.models.family.walks import ITEMS, lesson, walks, windows
@@ -43,6 +44,22 @@ def test_large_catalogues_are_learnt_from_samples(monkeypatch):
     assert quality(model, given) > 0.6
 
 
+def test_averages_stand_between_epochs_and_training_goes_on_from_the_weights(monkeypatch):
+    def losses_and_weights(kept):
+        monkeypatch.setattr("models.family.sequential._KEPT", kept)
+        torch.manual_seed(3)
+        model, given = Transformer(ITEMS, width=8, reach=4), lesson(walks(users=20))
+        model.build(None)
+        epochs = _Epochs(model, given, Plan(3, 3), None)
+        losses = [epochs.one(lambda share, loss: False) for _ in range(3)]
+        return losses, model.module.vectors.table.weight.detach().clone()
+
+    plain, weights = losses_and_weights(0.0)
+    averaged, average = losses_and_weights(0.98)
+    assert plain == averaged
+    assert not torch.allclose(weights, average)
+
+
 def test_an_event_sees_nothing_after_it():
     model, events = Transformer(ITEMS, width=8, reach=4), windows(users=1, steps=9)
     changed = windows(users=1, steps=9)
@@ -74,14 +91,18 @@ def test_biases_start_by_liking_near_events():
 
 def test_losses_fall_with_the_score_of_the_target():
     torch.manual_seed(0)
-    table, bias, targets = torch.eye(30), torch.zeros(30), torch.tensor([3, 7, 9])
+    table, targets = torch.eye(30), torch.tensor([3, 7, 9])
+
+    def bias(rows):
+        return torch.zeros(30 if rows is None else len(rows))
+
     sampler = Sampler.of(torch.ones(30), 64)
     losses = {
         "full": lambda query: cross_entropy(query, lambda rows: table, bias, targets, None),
         "sampled": lambda query: cross_entropy(
             query, lambda rows: table if rows is None else table[rows], bias, targets, sampler
         ),
-        "gbce": lambda query: generalised_bce(query, lambda rows: table[rows], bias, targets, 29),
+        "gbce": lambda query: generalised_bce(query, lambda rows: table[rows], bias, targets, 30, 29),
     }
     for name, loss in losses.items():
         assert loss(3 * table[targets]) < loss(torch.zeros(3, 30)), name
