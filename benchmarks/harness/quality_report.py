@@ -46,8 +46,8 @@ dagger marks figures that this program did not measure. `seeds`: fits behind a l
 `us an event`: a step and the scores of every item, batches of 256 users, one thread, the quickest seed.
 
 The ensemble remembers 500 items of a user and learns from the validation events whether people come back to them.
-Where they never do, as in both data sets, its columns are nearly alike. The others, and RecBole's models, may recommend in the
-unmasked column what the user has: like is compared with like in the masked one.
+Where they never do, as in both data sets, its columns are nearly alike. The others, and RecBole's models, may recommend
+in the unmasked column what the user has: like is compared with like in the masked one.
 """
 
 
