@@ -1,6 +1,7 @@
 """Event kinds and the input topics they arrive on (an event's kind is its topic)."""
 
 from dataclasses import dataclass
+from itertools import compress
 from typing import Final
 
 import numpy as np
@@ -36,3 +37,8 @@ class EventBatch:
 
     def __len__(self) -> int:
         return len(self.users)
+
+    def take(self, mask: NDArray[np.bool_]) -> "EventBatch":
+        """The events of a mask (E,)."""
+        columns = (self.kinds[mask], self.times_ms[mask], self.offsets[mask], self.touched_ms[mask])
+        return EventBatch(list(compress(self.users, mask)), list(compress(self.items, mask)), *columns)

@@ -1,6 +1,6 @@
 """Names <-> dense numbers from 0, in order of appearance: user and item ids of the replay buffer."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -39,6 +39,10 @@ class Names:
     def numbers(self, names: Sequence[str]) -> NDArray[np.int32]:
         """Numbers (N,) of names; new ones get the next numbers."""
         return np.fromiter(map(self._number_of.__getitem__, names), np.int32, len(names))
+
+    def find(self, names: Iterable[str]) -> dict[str, int]:
+        """Numbers of those names that have one."""
+        return {name: number for name in names if (number := self._number_of.get(name)) is not None}
 
     def extend(self, names: Sequence[str]) -> None:
         """Number names that were numbered in this order before."""

@@ -20,7 +20,7 @@ References:
 
 import fcntl
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
@@ -230,6 +230,34 @@ class ReplayBuffer:
         self._log.append(encode_frame(head, columns))
         self._mark_written()
 
+    def forget(self, users: Iterable[str]) -> dict[str, int]:
+        """Remove users' events, from the file too, together with whatever was not committed yet.
+
+        Counts of items lose those events as well. `seen` does not: it orders events, and a few older ones then count as
+        part of what came after a given moment.
+
+        Returns:
+            The known users, with how many events of them were held.
+
+        Raises:
+            StateError: The disk refuses; the file is as it was.
+        """
+        known = self._users.find(users)
+        if not known:
+            return {}
+        held = self._columns["users"][: self._size]
+        counts = np.bincount(held, minlength=len(self._users))
+        gone = np.zeros(len(self._users), np.bool_)
+        gone[list(known.values())] = True
+        keep = ~gone[held]
+        np.subtract.at(self._item_counts, self._columns["items"][: self._size][~keep], 1)
+        self._keep(keep)
+        return {user: int(counts[number]) for user, number in known.items()}
+
+    def pass_over(self, topic: str, partition: int, next_offset: int) -> None:
+        """Everything of a partition below `next_offset` is done with; safe once `commit` has returned."""
+        self._advance(f"{topic}:{partition}", next_offset)
+
     def sample(self, recent: int, reservoir: int, seed: int, since: int = 0) -> Sample:
         """Events to train on: the newest `recent` ones and up to `reservoir` older ones drawn at random.
 
@@ -351,7 +379,12 @@ class ReplayBuffer:
         keep, self._threshold = kept(
             held, self._hashes(), self._threshold, shares, settings.context, settings.most_per_user
         )
-        users, items = held[keep], self._columns["items"][: self._size][keep]
+        self._keep(keep)
+
+    def _keep(self, keep: NDArray[np.bool_]) -> None:
+        """Let go of all events but those of a mask (N,), of users without any, and of items idle for too long."""
+        users, items = self._columns["users"][: self._size][keep], self._columns["items"][: self._size][keep]
+        self._hashes()
         remain = np.bincount(users, minlength=len(self._users)) > 0
         self._user_hashes = self._user_hashes[remain]
         user_numbers = self._users.retain(remain)

@@ -23,6 +23,7 @@ from state.errors import StateError
 _MAGIC: Final = b"RSRPLY\x00\x01"
 _FRAME: Final = struct.Struct("<II")
 _LENGTH: Final = struct.Struct("<I")
+_UNFINISHED: Final = ".new"
 
 Columns = Mapping[str, NDArray[Any]]
 Frame = tuple[dict[str, Any], dict[str, NDArray[Any]]]
@@ -67,6 +68,8 @@ class FrameLog:
         self.path = path
         self.truncated_bytes = 0
         try:
+            if path.suffix != _UNFINISHED:  # what a kill left of `replace` may hold what was to be removed
+                path.with_suffix(_UNFINISHED).unlink(missing_ok=True)
             self._file = self._open()
         except OSError as exc:
             raise _trouble(path, exc) from exc
@@ -106,7 +109,7 @@ class FrameLog:
         Raises:
             StateError: The disk refuses.
         """
-        temporary = self.path.with_suffix(".new")
+        temporary = self.path.with_suffix(_UNFINISHED)
         try:
             with temporary.open("wb") as file:
                 file.write(_MAGIC + frame)

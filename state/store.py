@@ -103,16 +103,26 @@ class UserStore:
             return 0
         return self._evict(len(self.arena) - int(self.max_resident * (1 - _SLACK)), protected)
 
-    def forget(self, users: Sequence[str]) -> list[str]:
-        """Erase users, wherever they are; returns those that were known."""
+    def forget(self, users: Sequence[str]) -> dict[str, int]:
+        """Erase users, wherever they are; returns those that were known, with the number of their events."""
         users = list(dict.fromkeys(users))
         slots = self.arena.find_many(users)
+        held = slots[slots >= 0]
         resident = [user for user, slot in zip(users, slots.tolist(), strict=True) if slot >= 0]
-        self.arena.free(slots[slots >= 0])
+        known = dict(zip(resident, self.arena.count[held].tolist(), strict=True))
+        self.arena.free(held)
         if self._cold is None:
-            return resident
+            return known
         absent = [user for user, slot in zip(users, slots.tolist(), strict=True) if slot < 0]
-        return resident + self._cold.delete(absent)
+        taken = zip(absent, self._cold.take_many(absent), strict=True)
+        found = {user: record for user, record in taken if record is not None}
+        rows, _ = decode(list(found.values()), self.arena.state_size)  # a corrupt record counts no events
+        return known | dict(zip(found, rows["count"].tolist(), strict=True))
+
+    def purge(self, users: Sequence[str]) -> None:
+        """Remove what the cold store's files still hold of users that were forgotten; another thread may do it."""
+        if self._cold is not None and users:
+            self._cold.purge(users)
 
     def expire(self, before_ms: int) -> Iterator[list[str]]:
         """Erase users last touched before `before_ms` (Kafka time): resident ones, then cold ones, piece by piece.

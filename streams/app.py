@@ -1,4 +1,4 @@
-"""The Faust app of a worker: three topics, three agents that hand batches to one pipeline, and its services."""
+"""The Faust app of a worker: topics, an agent for each that hands batches to one pipeline, and its services."""
 
 import logging
 from dataclasses import dataclass
@@ -12,6 +12,7 @@ from models.recommend import Recommender
 from state.events import TOPICS
 from state.items import ItemIndex
 from streams.catalogue import Catalogue
+from streams.eraser import Eraser
 from streams.exchange import TransitionExchange
 from streams.http import HttpServer
 from streams.kafka import faust_options
@@ -23,6 +24,7 @@ from streams.page import Page
 from streams.pipeline import Pipeline
 from streams.settings import Settings
 from streams.titles import Titles
+from streams.topics import FORGET_USERS
 from streams.transport import batch_topic, install
 from streams.user_lookup import UserLookup
 
@@ -110,6 +112,7 @@ def create_app(settings: Settings, index: int = 0, changelog_id: str = "", share
             await pipeline.put(event)
 
     app.agent(batch_topic(app, *TOPICS), name="recstream-events")(read)
+    app.agent(batch_topic(app, FORGET_USERS, alone=True), name="recstream-forget-users")(read)
 
     @app.on_rebalance_complete.connect  # type: ignore[untyped-decorator]
     async def restore_state(*_args: Any, **_kwargs: Any) -> None:
@@ -134,6 +137,7 @@ def create_app(settings: Settings, index: int = 0, changelog_id: str = "", share
         ModelWatch(settings, pipeline, metrics),
         Catalogue(settings, pipeline, titles),
         LagWatch(app, metrics),
+        Eraser(settings, pipeline, lambda topic, number: app.consumer.consumed(TP(topic, number)), metrics),
         *([overview] if settings.page else []),
         HttpServer(settings.http_host, settings.http_port + index, metrics, pipeline, routes),
     ]

@@ -9,7 +9,7 @@ import typer
 from typer.core import TyperGroup
 
 from state.errors import RecstreamError
-from streams import evaluate_cli, learning_cli, models_cli, options, topics_cli, tune_cli
+from streams import evaluate_cli, forget_cli, learning_cli, models_cli, options, topics_cli, tune_cli
 from streams.console import (
     EXIT_FAILURE,
     EXIT_INTERRUPTED,
@@ -207,6 +207,7 @@ app.command()(learning_cli.fit)
 app.command()(learning_cli.trainer)
 app.command()(evaluate_cli.evaluate)
 app.command()(tune_cli.tune)
+app.command()(forget_cli.forget)
 
 
 @app.command()

@@ -6,7 +6,7 @@ arithmetic, are what it costs. Runs in the compute thread, or on the event loop 
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 import numpy as np
@@ -82,6 +82,8 @@ class Compute:
         events = round_events([batches for _, batches in work], time.time_ns() // 1_000_000, self._max_event_bytes)
         produced = [Produced() for _ in work]
         self._reject(events, produced)
+        if any(partition.erasures.barring for partition in partitions):
+            events = self._not_erased(partitions, events)
         if len(events.batch):
             named = self._pseudonyms.rename(events.batch)
             advanced = self.recommender.advance_all([partition.store for partition in partitions], named, events.bounds)
@@ -99,6 +101,22 @@ class Compute:
             self.metrics.dead_letters.labels(bad.reason).inc()
             self.metrics.events.labels(batch.topic, "rejected").inc()
             produced[place].dead_letters.append(dead_letter(batch, bad))
+
+    def _not_erased(self, partitions: list[Partition], events: RoundEvents) -> RoundEvents:
+        """Leave out events that are older than their user's request to be forgotten."""
+        batch, bounds = events.batch, events.bounds
+        kept = np.ones(len(batch), np.bool_)
+        for place, partition in enumerate(partitions):
+            part = slice(bounds[place], bounds[place + 1])
+            if partition.erasures.barring:
+                kept[part] = partition.erasures.kept(batch.users[part], batch.kinds[part], batch.offsets[part])
+        if kept.all():
+            return events
+        for topic, kind in KIND_OF_TOPIC.items():
+            if dropped := int((~kept & (batch.kinds == kind)).sum()):
+                self.metrics.events.labels(topic, "forgotten").inc(dropped)
+        before = np.concatenate(([0], np.cumsum(kept)))  # (E + 1,) events kept before each
+        return replace(events, batch=batch.take(kept), bounds=before[bounds].tolist())
 
     def _encode(
         self,

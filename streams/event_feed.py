@@ -4,6 +4,7 @@ import logging
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import compress
 from typing import Any, Final
 
 import numpy as np
@@ -16,9 +17,11 @@ from state.events import KIND_OF_TOPIC, TOPICS
 from state.pseudonyms import Pseudonyms
 from state.replay_buffer import ReplayBuffer
 from streams.decode import decode
+from streams.erasures import Erasures
 from streams.fetch import RecordBatch, fetch_batches
 from streams.kafka import client_options, describe
 from streams.settings import Settings
+from streams.topics import FORGET_USERS
 
 _MOST_EVENTS: Final = 16_384  # of one fetch: about 30 ms of work between two turns of the event loop
 
@@ -43,6 +46,10 @@ class EventFeed(ConsumerRebalanceListener):  # type: ignore[misc]
     Args:
         settings: Brokers, group, partitions.
         buffer: Where the events go.
+
+    Attributes:
+        erasures: Requests to be forgotten that are not answered yet, by partition number. Their users have left the
+            buffer; its offset on `forget-users` moves when they are answered.
     """
 
     def __init__(self, settings: Settings, buffer: ReplayBuffer) -> None:
@@ -60,6 +67,7 @@ class EventFeed(ConsumerRebalanceListener):  # type: ignore[misc]
             fetch_max_wait_ms=100,
         )
         self._assigned: set[TopicPartition] = set()
+        self.erasures: dict[int, Erasures] = {}
 
     @property
     def ready(self) -> bool:
@@ -73,7 +81,8 @@ class EventFeed(ConsumerRebalanceListener):  # type: ignore[misc]
             aiokafka.errors.KafkaError: the broker cannot be reached or refuses.
         """
         await self._consumer.start()
-        self._consumer.subscribe(TOPICS, listener=self)  # before `start`, that would wait for the group's answer
+        # Before `start`, this would wait for the group's answer.
+        self._consumer.subscribe((*TOPICS, FORGET_USERS), listener=self)
 
     async def stop(self) -> None:
         """Leave the group."""
@@ -84,12 +93,25 @@ class EventFeed(ConsumerRebalanceListener):  # type: ignore[misc]
         self._assigned -= set(revoked)
 
     async def on_partitions_assigned(self, assigned: Iterable[TopicPartition]) -> None:
-        """Go on where the buffer's data ends."""
+        """Go on where the buffer's data ends, and read all requests to be forgotten that were not answered."""
+        self.erasures = {}
         for partition in assigned:
             following = self._buffer.offset(partition.topic, partition.partition)
             if following is not None:
                 self._consumer.seek(partition, following)
+            elif partition.topic == FORGET_USERS:
+                await self._consumer.seek_to_beginning(partition)
         self._assigned = set(assigned)
+
+    def consumed(self, topic: str, partition: int) -> int:
+        """Offset of an input topic's partition below which nothing will be read any more."""
+        following = self._buffer.offset(topic, partition)
+        if following is not None:
+            return following
+        assignment = self._consumer._subscription.subscription.assignment
+        tp = TopicPartition(topic, partition)
+        state = assignment.state_value(tp) if assignment is not None and tp in assignment.tps else None
+        return int(state.position) if state is not None and state.has_valid_position else 0
 
     async def take(self, wait_seconds: float) -> Taken:
         """Put what has come into the buffer; waits a while when nothing has.
@@ -155,17 +177,21 @@ class EventFeed(ConsumerRebalanceListener):  # type: ignore[misc]
             # Reading started at `following`; the broker can only be behind it when the topic was made anew.
             log.warning("%s/%d begins again: the topic was made anew", batch.topic, batch.partition)
             self._buffer.forget_offset(batch.topic, batch.partition)
+        erasures = self.erasures.setdefault(batch.partition, Erasures())
+        if batch.topic == FORGET_USERS:
+            rejected = erasures.take(batch, batch.next_offset, self._buffer.forget)
+            if len(rejected) == len(batch) and not len(erasures):
+                self._buffer.pass_over(batch.topic, batch.partition, batch.next_offset)
+            return 0, len(rejected)
         decoded = decode(batch.values, int(time.time() * 1000), self._settings.max_event_bytes)
         offsets = np.array(batch.offsets, np.int64)[decoded.positions]
         kinds = np.full(len(offsets), KIND_OF_TOPIC[batch.topic], np.uint8)
+        users, items, times_ms = decoded.users, decoded.items, decoded.times_ms
+        if erasures.barring:
+            kept = erasures.kept(users, kinds, offsets)
+            users, items = list(compress(users, kept)), list(compress(items, kept))
+            kinds, times_ms, offsets = kinds[kept], times_ms[kept], offsets[kept]
         new = self._buffer.append(
-            batch.topic,
-            batch.partition,
-            self._pseudonyms.names(decoded.users),
-            decoded.items,
-            kinds,
-            decoded.times_ms,
-            offsets,
-            batch.next_offset,
+            batch.topic, batch.partition, self._pseudonyms.names(users), items, kinds, times_ms, offsets, batch.next_offset
         )
         return new, len(decoded.rejected)

@@ -134,6 +134,8 @@ class Metrics:
             "recstream_rehydrations", "Hidden vectors rebuilt for the serving version", registry=r
         )
         self.expired = Counter("recstream_users_expired", "Users forgotten after their time to live", registry=r)
+        self.forgotten = Counter("recstream_forgotten_users", "Requests to be forgotten answered", registry=r)
+        self.forget_pending = Gauge("recstream_forget_pending", "Requests read and not answered yet", registry=r)
         self.flushes = Counter("recstream_flushes", "State flushes acknowledged", registry=r)
         self.flush_seconds = Gauge("recstream_flush_seconds", "Duration of the last flush, acknowledged", registry=r)
         self.changelog_records = Counter("recstream_changelog_records", "State records written", registry=r)

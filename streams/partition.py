@@ -1,6 +1,7 @@
 """One partition number's state on this worker: its users, and how far their changelog is known."""
 
-from dataclasses import dataclass
+import time
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
@@ -9,6 +10,7 @@ import numpy as np
 from state.record import seal
 from state.snapshot import Capture
 from state.store import UserStore
+from streams.erasures import Erased, Erasures
 from streams.record_batch import Blobs, EncodedBatch, blobs, encode_batches
 
 # A produce request carries one batch of each partition, and recommendations wait behind the request under way: eight
@@ -26,6 +28,7 @@ class Partition:
         changelog_next: changelog offset up to which `store` is known to reflect the changelog; -1 before any restore.
         snapshot_next: the same of the newest local snapshot, to write none when nothing changed.
         user_key: fingerprint of the key its users are named under (`Pseudonyms.fingerprint`), 0 without.
+        erasures: requests to be forgotten that are not answered yet.
     """
 
     number: int
@@ -33,6 +36,7 @@ class Partition:
     changelog_next: int = -1
     snapshot_next: int = -1
     user_key: int = 0
+    erasures: Erasures = field(default_factory=Erasures)
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +48,7 @@ class Flushed:
     records: int
     expired: int
     snapshot: Capture | None
+    erased: list[Erased] = field(default_factory=list)  # whom this snapshot is the first one without
 
 
 def snapshot_path(state_dir: Path, app_id: str, partition: int) -> Path:
@@ -54,18 +59,20 @@ def snapshot_path(state_dir: Path, app_id: str, partition: int) -> Path:
 def flush_partition(partition: Partition, now_ms: int, expire_before_ms: int | None, snapshot: bool) -> Flushed:
     """Encode every changed user's whole state (hot users once), mark them clean, and drop users past their time.
 
-    Runs between two batches. Users that expire leave a tombstone in the changelog.
+    Runs between two batches. Users that expire or asked to be forgotten leave a tombstone in the changelog; that of the
+    latter stands first, for they may have come again.
 
     Args:
         partition: the partition.
         now_ms: create time of the records.
         expire_before_ms: users last touched earlier are forgotten; None keeps all.
-        snapshot: copy the state for a local snapshot, to be written once the batches are acknowledged.
+        snapshot: copy the state for a local snapshot, to be written once the batches are acknowledged. Erasures ask for
+            one by themselves.
     """
     store = partition.store
     arena = store.arena
     slots = arena.dirty_slots()
-    batches: list[EncodedBatch] = []
+    batches = tombstones(partition.erasures.untold(), now_ms)
     if len(slots):
         rows = arena.to_rows(slots, store.index)
         rows["user_key"] = partition.user_key
@@ -82,7 +89,10 @@ def flush_partition(partition: Partition, now_ms: int, expire_before_ms: int | N
                 expired += len(users)
                 batches += tombstones(users, now_ms)
     store.evict()
-    return Flushed(partition, batches, len(slots), expired, store.capture() if snapshot else None)
+    now = time.monotonic()
+    if not snapshot and not partition.erasures.snapshot_due(now):
+        return Flushed(partition, batches, len(slots), expired, None)
+    return Flushed(partition, batches, len(slots), expired, store.capture(), partition.erasures.capture(now))
 
 
 def tombstones(users: list[str], now_ms: int) -> list[EncodedBatch]:

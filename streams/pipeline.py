@@ -28,14 +28,15 @@ from state.pseudonyms import Pseudonyms
 from state.snapshot import SnapshotMeta, write
 from state.store import UserStore
 from streams.compute import Compute
-from streams.deadletters import encode_dead_letters
+from streams.deadletters import dead_letter, encode_dead_letters
+from streams.erasures import Erasures
 from streams.metrics import Metrics
 from streams.output import Output
 from streams.partition import Flushed, Partition, flush_partition, snapshot_path
 from streams.record_batch import EncodedBatch
 from streams.restore import Restored, restore
 from streams.settings import Settings
-from streams.topics import CHANGELOG, INVALID_EVENTS, RECOMMENDATIONS
+from streams.topics import CHANGELOG, FORGET_USERS, FORGOTTEN_USERS, INVALID_EVENTS, RECOMMENDATIONS
 from streams.transport import Membership, RecordBatch, take
 
 _T = TypeVar("_T")
@@ -103,7 +104,7 @@ class Pipeline(Service):  # type: ignore[misc]
 
     async def on_start(self) -> None:
         """Connect the producer."""
-        await self._output.start((RECOMMENDATIONS, INVALID_EVENTS))
+        await self._output.start((RECOMMENDATIONS, INVALID_EVENTS, FORGOTTEN_USERS))
         await self._state_output.start((CHANGELOG,))
 
     async def on_stop(self) -> None:
@@ -138,11 +139,16 @@ class Pipeline(Service):  # type: ignore[misc]
         """Serve another model version from the next round on."""
         await self.between_rounds(self.recommender.swap, model)
 
-    async def send(self, topic: str, partition: int, batch: EncodedBatch) -> None:
-        """Write a batch of another service, waiting while too much is unacknowledged."""
+    async def send(self, topic: str, partition: int, batch: EncodedBatch) -> "asyncio.Future[Any]":
+        """Write a batch of another service, waiting while too much is unacknowledged.
+
+        Returns:
+            Done when the broker has acknowledged it.
+        """
         await self._output.know(topic)
-        self._output.send(topic, partition, batch)
+        acknowledged = self._output.send(topic, partition, batch)
         await self._output.room()
+        return acknowledged
 
     # -- rounds
 
@@ -165,8 +171,13 @@ class Pipeline(Service):  # type: ignore[misc]
         while not self._waiting.empty():
             events.append(self._waiting.get_nowait())
         groups: dict[int, list[RecordBatch]] = {}
-        for event in events:
-            for batch in take(event):
+        for event in events.copy():
+            batches = take(event)
+            if batches[0].topic == FORGET_USERS:  # always alone; erased before anything else of the round is applied
+                events.remove(event)
+                await self._erase(event, batches[0])
+                continue
+            for batch in batches:
                 groups.setdefault(batch.partition, []).append(batch)
         work: list[tuple[Partition, list[RecordBatch]]] = []
         size = 0
@@ -196,6 +207,19 @@ class Pipeline(Service):  # type: ignore[misc]
             for letters in encode_dead_letters(made.dead_letters):
                 self._output.send(INVALID_EVENTS, partition.number, letters)
         await self._output.room()
+
+    async def _erase(self, event: Any, batch: RecordBatch) -> None:
+        """Forget users; the event is acknowledged when all its requests are answered (`streams.eraser`)."""
+        partition = self.partitions.get(batch.partition)
+        if partition is None:
+            return
+        rejected = await self.in_thread(partition.erasures.take, batch, event, partition.store.forget)
+        for bad in rejected:
+            self.metrics.dead_letters.labels(bad.reason).inc()
+        for letters in encode_dead_letters([dead_letter(batch, bad) for bad in rejected]):
+            self._output.send(INVALID_EVENTS, partition.number, letters)
+        if len(rejected) == len(batch):  # nothing to answer
+            self._processed.append(event)
 
     # -- flushes
 
@@ -238,12 +262,12 @@ class Pipeline(Service):  # type: ignore[misc]
         await asyncio.gather(*outputs)
         if not await self._still_ours(tenure):
             return  # the next owner has these events; a record written now would hide its newer one
-        written = [
+        sent = [
             (part.partition, self._state_output.send(CHANGELOG, part.partition.number, encoded), encoded.record_count())
             for part in flushed
             for encoded in part.batches
         ]
-        for partition, future, count in written:
+        for partition, future, count in sent:
             _advance(partition, (await future).offset, count)
         for event in events:
             event.ack()
@@ -253,7 +277,8 @@ class Pipeline(Service):  # type: ignore[misc]
         self.metrics.flush_seconds.set(time.monotonic() - started)
         for part in flushed:
             if part.snapshot is not None:
-                await self._write_snapshot(part)
+                written = await self._write_snapshot(part)
+                await self._erased(part, written)
 
     async def _still_ours(self, tenure: int) -> bool:
         """Whether the partitions are this worker's; waits until the group has said so after a suspension."""
@@ -264,18 +289,39 @@ class Pipeline(Service):  # type: ignore[misc]
             await asyncio.sleep(_MEMBERSHIP_POLL_SECONDS)
         return False
 
-    async def _write_snapshot(self, flushed: Flushed) -> None:
+    async def _erased(self, flushed: Flushed, written: bool) -> None:
+        """Whoever is neither in the new snapshot nor in the cold store's files has left the disk."""
+        if not flushed.erased:
+            return
+        users = [one.request.user for one in flushed.erased]
+        loop = asyncio.get_running_loop()
+        if not written:  # a snapshot less only slows the next start
+            path = snapshot_path(self.settings.state_dir, self.settings.app_id, flushed.partition.number)
+            try:
+                await loop.run_in_executor(None, path.unlink, True)
+            except OSError as error:
+                log.error("%s still holds users to be forgotten: %s. Trying again", path, error)
+                for one in flushed.erased:
+                    one.captured = False
+                return
+        await loop.run_in_executor(None, flushed.partition.store.purge, users)
+        for one in flushed.erased:
+            one.durable = True
+
+    async def _write_snapshot(self, flushed: Flushed) -> bool:
+        """Returns whether the snapshot on disk is as new as the changelog."""
         partition = flushed.partition
         if flushed.snapshot is None or partition.changelog_next == partition.snapshot_next:
-            return
+            return True
         path = snapshot_path(self.settings.state_dir, self.settings.app_id, partition.number)
         meta = SnapshotMeta(partition.number, partition.changelog_next, int(time.time() * 1000), self._changelog_id)
         try:
             await asyncio.get_running_loop().run_in_executor(None, write, path, flushed.snapshot, meta)
         except RecstreamError as error:  # the changelog has everything: a missing snapshot only slows the next start
             log.warning("%s", error)
-        else:
-            partition.snapshot_next = meta.changelog_offset
+            return False
+        partition.snapshot_next = meta.changelog_offset
+        return True
 
     async def drain(self, snapshot: bool = False) -> None:
         """Process everything taken, make it durable and acknowledge it; partitions may leave afterwards."""
@@ -316,6 +362,8 @@ class Pipeline(Service):  # type: ignore[misc]
         """Hold exactly these partitions: forget the others, restore the new ones, read on in those that stay."""
         async with self._turn:
             self._forget(set(self.partitions) - numbers)
+            for partition in self.partitions.values():
+                partition.erasures = Erasures()  # requests that are not answered are delivered again
             for number in numbers - set(self.partitions):
                 self.partitions[number] = self._new_partition(number, len(numbers))
             restored = await restore(

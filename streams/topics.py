@@ -18,6 +18,7 @@ CHANGELOG: Final = "user-state-changelog"
 ITEMS: Final = "items"
 INVALID_EVENTS: Final = "invalid-events"
 FORGET_USERS: Final = "forget-users"
+FORGOTTEN_USERS: Final = "forgotten-users"
 MODEL_VERSIONS: Final = "model-versions"
 TRANSITIONS: Final = "item-transitions"
 
@@ -26,6 +27,11 @@ _UNKNOWN_TOPIC = 3
 # Kafka compacts closed segments only. Small ones bound what a worker has to read to restore: at most one
 # segment of superseded records per partition, where the default (1 GiB) would hold hours of them.
 _COMPACTED: Final = {"cleanup.policy": "compact", "segment.bytes": "67108864", "min.cleanable.dirty.ratio": "0.2"}
+
+
+# Not compacted: they name people who asked to be forgotten. To be kept at least as long as events on the input topics:
+# who begins anew from those reads the requests as well.
+_MONTH: Final = {"retention.ms": str(30 * 24 * 3_600_000)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,9 +98,10 @@ def topic_specs(settings: Settings) -> tuple[TopicSpec, ...]:
     """
     extra: dict[str, str] = {"min.insync.replicas": "2"} if settings.replication >= 3 else {}
     many, replication = settings.partitions, settings.replication
-    plain = (*TOPICS, RECOMMENDATIONS, INVALID_EVENTS, FORGET_USERS)
+    plain = (*TOPICS, RECOMMENDATIONS, INVALID_EVENTS)
     return (
         *(TopicSpec(name, many, replication, dict(extra)) for name in plain),
+        *(TopicSpec(name, many, replication, {**_MONTH, **extra}) for name in (FORGET_USERS, FORGOTTEN_USERS)),
         *(TopicSpec(name, many, replication, {**_COMPACTED, **extra}) for name in (ITEMS, CHANGELOG)),
         TopicSpec(MODEL_VERSIONS, 1, replication, {**_COMPACTED, **extra}),
         TopicSpec(TRANSITIONS, 1, replication, {"retention.ms": "86400000", "segment.bytes": "67108864", **extra}),

@@ -32,6 +32,7 @@ from streams.kafka import broker_errors
 from streams.live_watch import LiveWatch
 from streams.settings import Settings, SettingsError
 from streams.topics import require_topics
+from streams.trainer_eraser import TrainerEraser
 from streams.trainer_http import TrainerHttp
 from streams.trainer_metrics import TrainerMetrics
 from streams.trainer_passes import Passes, summary_of
@@ -169,7 +170,8 @@ class Trainer:
             with broker_errors(self._settings, "read events"):
                 try:
                     await feed.start()
-                    await self._loop(feed)
+                    eraser = TrainerEraser(self._settings, feed, self._buffer, self._passes, self.metrics)
+                    await self._loop(feed, eraser)
                     await feed.commit()
                 finally:
                     await feed.stop()
@@ -188,7 +190,7 @@ class Trainer:
         for again in (signal.SIGTERM, signal.SIGINT):  # whoever asks twice does not want to wait
             asyncio.get_running_loop().remove_signal_handler(again)
 
-    async def _loop(self, feed: EventFeed) -> None:
+    async def _loop(self, feed: EventFeed, eraser: TrainerEraser) -> None:
         while not self._stopping:
             taken = await feed.take(wait_seconds=0.2)
             self.metrics.events.inc(taken.events)
@@ -196,6 +198,7 @@ class Trainer:
             now = time.monotonic()
             if now - self._committed_at >= _COMMIT_SECONDS:
                 await self._housekeeping(feed, now)
+                await eraser.step()
             await self._ended(self._passes.collect())
             if self._options.once:
                 if not self._passes.running and await feed.caught_up():

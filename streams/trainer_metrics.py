@@ -23,6 +23,12 @@ class TrainerMetrics:
         ProcessCollector(registry=registry)
         self.events = Counter("recstream_trainer_events", "events taken into the buffer", registry=registry)
         self.invalid = Counter("recstream_trainer_invalid", "events that cannot be used", registry=registry)
+        self.forgotten = Counter(
+            "recstream_trainer_forgotten_users", "requests to be forgotten answered", registry=registry
+        )
+        self.forget_pending = Gauge(
+            "recstream_trainer_forget_pending", "requests read and not answered yet", registry=registry
+        )
         self.lag = Gauge("recstream_trainer_lag", "events not read yet, all partitions", registry=registry)
         self.buffer_events = Gauge("recstream_trainer_buffer_events", "events in the buffer", registry=registry)
         self.buffer_bytes = Gauge("recstream_trainer_buffer_bytes", "size of the buffer's file", registry=registry)

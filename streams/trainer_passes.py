@@ -38,6 +38,7 @@ class Passes:
         directory: Where TensorBoard's files go.
 
     Attributes:
+        begun: Passes begun or gone on with since the start.
         last: What came of the newest pass that was finished, None before there is one.
     """
 
@@ -47,6 +48,7 @@ class Passes:
         self._thread = ThreadPoolExecutor(1, "training")
         self._task: asyncio.Task[Outcome | None] | None = None
         self._stopping = False
+        self.begun = 0
         self.last: Outcome | None = None
 
     @property
@@ -101,6 +103,7 @@ class Passes:
             self._scalars.close()
 
     def _start(self, job: Job) -> None:
+        self.begun += 1
         self._metrics.passes.labels(job.trigger).inc()
         self._task = asyncio.create_task(self._pass(job))
 

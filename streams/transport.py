@@ -25,6 +25,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any, Final, Literal, cast
 
 from aiokafka.errors import ConsumerStoppedError
+from aiokafka.structs import TopicPartition
 from faust import Schema
 from faust.transport.drivers import aiokafka as driver
 from faust.types import TP, ConsumerMessage
@@ -106,16 +107,24 @@ class BatchConsumerThread(driver.AIOKafkaConsumerThread):  # type: ignore[misc]
                 timeout_seconds=timeout or 0.0,
                 max_events=self.transport.max_batch_events,
             )
-        return _together(records, self.transport.batch_topics)
+        return _together(records, self.transport.batch_topics, self.transport.lone_topics)
 
 
-def _together(records: dict[TP, list[Any]], batch_topics: set[str]) -> dict[TP, list[Any]]:
-    """All record batches of a fetch as one tuple under the first partition that has records; others as they are."""
-    batches = [batch for tp, found in records.items() if tp.topic in batch_topics for batch in found]
+def _together(records: dict[TP, list[Any]], batch_topics: set[str], lone_topics: set[str]) -> dict[TP, list[Any]]:
+    """All record batches of a fetch as one tuple under the first partition that has records; others as they are.
+
+    Batches of lone topics are a tuple each.
+    """
+    together = batch_topics - lone_topics
+    batches = [batch for tp, found in records.items() if tp.topic in together for batch in found]
+    rest = {
+        tp: [(batch,) for batch in found] if tp.topic in lone_topics else found
+        for tp, found in records.items()
+        if tp.topic not in together
+    }
     if not batches:
-        return records
+        return rest
     batches.sort(key=_is_empty)  # stable
-    rest = {tp: found for tp, found in records.items() if tp.topic not in batch_topics}
     return {TP(batches[0].topic, batches[0].partition): [tuple(batches)], **rest}
 
 
@@ -250,6 +259,23 @@ class BatchConsumer(driver.Consumer):  # type: ignore[misc]
         lease = self.app.conf.broker_session_timeout * _LEASE_SHARE
         return "held" if time.monotonic() - self._thread.accepted_at < lease else "unsure"
 
+    def consumed(self, tp: TP) -> int:
+        """Offset below which nothing of a partition will be delivered any more, to whomever it belongs next.
+
+        What the group has committed; where it has committed nothing and nothing was delivered, where reading began.
+        """
+        committed = self._committed_offset.get(tp)
+        if committed is not None:
+            return int(committed)
+        consumer = self._thread._consumer
+        subscription = None if consumer is None else consumer._subscription.subscription
+        assignment = None if subscription is None else subscription.assignment
+        if assignment is None or self.tracker.in_flight(tp) or self.tracker.committable(tp) is not None:
+            return 0
+        partition = TopicPartition(*tp)
+        state = assignment.state_value(partition) if partition in assignment.tps else None
+        return int(state.position) if state is not None and state.has_valid_position else 0
+
     async def on_partitions_assigned(self, assigned: set[TP], generation_id: int = 0) -> None:
         """Joining counts as a heartbeat."""
         self._thread.accepted_at = time.monotonic()
@@ -331,6 +357,7 @@ class BatchTransport(driver.Transport):  # type: ignore[misc]
 
     Attributes:
         batch_topics: Topics read as `RecordBatch`es; every other topic works as in stock Faust.
+        lone_topics: Those of them whose batches come as events of their own, to be acknowledged apart from the others.
         max_batch_events: Most records of one fetch.
         fetch_max_wait_ms: How long the broker may hold a fetch that finds nothing; Faust always asks for 1500 ms. Kafka
             answers as soon as there is something, the embedded broker only when the time is over: with 1500 ms an event
@@ -359,6 +386,7 @@ class BatchTransport(driver.Transport):  # type: ignore[misc]
     ) -> None:
         super().__init__(url, app, **kwargs)
         self.batch_topics: set[str] = set()
+        self.lone_topics: set[str] = set()
         self.max_batch_events = max_batch_events
         self.fetch_max_wait_ms = fetch_max_wait_ms
         self.isolation_level: IsolationLevel = isolation_level
@@ -401,7 +429,9 @@ def install(
     return transport
 
 
-def batch_topic(app: Any, *names: str, partitions: int | None = None, max_batches: int = 2) -> Any:
+def batch_topic(
+    app: Any, *names: str, partitions: int | None = None, max_batches: int = 2, alone: bool = False
+) -> Any:
     """Declare existing Kafka topics whose records arrive, in order, as events of tuples of `RecordBatch`.
 
     Such an event may hold batches of the other batch topics too.
@@ -411,6 +441,7 @@ def batch_topic(app: Any, *names: str, partitions: int | None = None, max_batche
         names: Topic names.
         partitions: Their partition count, where known.
         max_batches: Fetches buffered between the fetch loop and the topics' agent.
+        alone: Each batch of theirs is an event of its own.
 
     Raises:
         TransportError: `install` was not called.
@@ -420,6 +451,8 @@ def batch_topic(app: Any, *names: str, partitions: int | None = None, max_batche
         what, why = f"{', '.join(names)} cannot be read in batches", "the app has another transport"
         raise TransportError(what, why, "call streams.transport.install(app) first")
     transport.batch_topics.update(names)
+    if alone:
+        transport.lone_topics.update(names)
     # Not app.topic(): Faust 0.15.3 drops its `maxsize` argument.
     return app.conf.Topic(
         app, topics=names, schema=BatchSchema(), partitions=partitions, maxsize=max_batches, acks=True, internal=False
