@@ -85,7 +85,7 @@ async def _collect(
     timeout_seconds: float,
     on_receipt: Callable[[int], None],
 ) -> None:
-    of = {(one.partition, one.offset): one for one in asked}
+    of: dict[tuple[Any, Any], Asked] = {(one.partition, one.offset): one for one in asked}
     deadline = time.monotonic() + timeout_seconds
     while missing := [by for one in asked for by in wait_for if by not in one.receipts]:
         if time.monotonic() > deadline:

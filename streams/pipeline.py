@@ -172,12 +172,12 @@ class Pipeline(Service):  # type: ignore[misc]
             events.append(self._waiting.get_nowait())
         groups: dict[int, list[RecordBatch]] = {}
         for event in events.copy():
-            batches = take(event)
-            if batches[0].topic == FORGET_USERS:  # always alone; erased before anything else of the round is applied
+            taken = take(event)
+            if taken[0].topic == FORGET_USERS:  # always alone; erased before anything else of the round is applied
                 events.remove(event)
-                await self._erase(event, batches[0])
+                await self._erase(event, taken[0])
                 continue
-            for batch in batches:
+            for batch in taken:
                 groups.setdefault(batch.partition, []).append(batch)
         work: list[tuple[Partition, list[RecordBatch]]] = []
         size = 0
