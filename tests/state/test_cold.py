@@ -105,3 +105,23 @@ def test_a_directory_in_use_is_refused(tmp_path: Path) -> None:
     with pytest.raises(StateError, match="RECSTREAM_STATE_DIR"):
         ColdStore(tmp_path / "cold")
     store.close()
+
+
+def test_purge_leaves_no_byte_of_removed_users_in_any_file(tmp_path: Path) -> None:
+    store = ColdStore(tmp_path / "cold", write_buffer_bytes=1 << 16)
+    cold = store.partition(0)
+    users = [f"user-{n:04}" for n in range(900)]
+    for start in range(0, 900, 100):
+        cold.put_many(users[start : start + 100], [bytes(300)] * 100)
+    erased = ["user-0000", "user-0450", "user-0899"]  # the edges of files stand in the manifest too
+    cold._family.flush()
+    assert all(_files_with(tmp_path, user) for user in erased)
+    assert cold.delete(erased) == erased
+    cold.purge([*erased, "nobody"])
+    assert not any(_files_with(tmp_path, user) for user in erased)
+    assert (len(cold), cold.take_many(["user-0001"])) == (897, [bytes(300)])
+    store.close()
+
+
+def _files_with(folder: Path, user: str) -> list[str]:
+    return [path.name for path in folder.rglob("*") if path.is_file() and user.encode() in path.read_bytes()]

@@ -369,3 +369,42 @@ def test_users_named_under_another_key_are_refused(tmp_path: Path, events: int) 
         ReplayBuffer(tmp_path, SMALL)
     with ReplayBuffer(tmp_path, replace(SMALL, user_key=7)) as buffer:
         assert len(buffer) > 0
+
+
+def test_forgotten_users_leave_the_buffer_and_its_file(tmp_path: Path) -> None:
+    log = a_log(300)
+    with ReplayBuffer(tmp_path, SMALL) as buffer:
+        feed(buffer, log[:200])
+        buffer.commit()
+        feed(buffer, log[200:])  # not committed yet
+        before = contents(buffer)
+        held = {user: sum(row[2] == user for row in log) for user in ("u1", "u2")}
+        assert buffer.forget(["u1", "nobody", "u2"]) == held
+        assert buffer.forget(["u1"]) == {}
+        assert len(buffer) == 300 - sum(held.values())
+        expected = contents(buffer)
+    assert before != expected
+    data = (tmp_path / "events.replay").read_bytes()
+    assert b'"u1"' not in data
+    assert b'"u3"' in data
+    with ReplayBuffer(tmp_path, SMALL) as buffer:
+        assert contents(buffer) == expected
+        sample = buffer.sample(500, 0, seed=0)
+        rest = [row for row in log if row[2] not in held]
+        assert sorted(sample.times_ms.tolist()) == [row[5] for row in rest]
+        counts = dict(zip(sample.item_ids, sample.item_counts.tolist(), strict=True))
+        assert all(count == sum(row[3] == item for row in rest) for item, count in counts.items())
+        assert buffer.seen == 300
+        following = max(row[6] for row in log if row[:2] == ("clicks", 1)) + 1
+        buffer.append("clicks", 1, ["u1"], ["i1"], np.zeros(1, np.uint8), [10**9], [following])
+        assert buffer.forget(["u1"]) == {"u1": 1}
+
+
+def test_what_a_kill_left_of_a_rewrite_is_deleted_at_the_next_start(tmp_path: Path) -> None:
+    with ReplayBuffer(tmp_path, SMALL) as buffer:
+        feed(buffer, a_log(10))
+        buffer.commit()
+    (tmp_path / "events.new").write_bytes(b"half a file with u1 in it")
+    with ReplayBuffer(tmp_path, SMALL) as buffer:
+        assert len(buffer) == 10
+    assert not (tmp_path / "events.new").exists()

@@ -135,8 +135,9 @@ def test_a_user_is_erased_everywhere_and_stays_so_over_kills(small: Cluster) -> 
     assert worker.stop() == 0, worker.output()
 
 
+@pytest.mark.parametrize("small", ["embedded"], indirect=True)
 def test_events_that_waited_before_the_request_never_count(small: Cluster) -> None:
-    """The worker was down when the user's events and then the request came; what it then reads first does not matter."""
+    """The worker was down when the user's events and then the request came: whichever it reads first."""
     small.produce([event("clicks", "other", "i1", NOW_MS), *anns(30)])
     asked = ask(small)
     worker = small.worker()

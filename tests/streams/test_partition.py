@@ -7,6 +7,7 @@ from state.cold import ColdStore
 from state.items import ItemIndex
 from state.record import decode
 from state.store import UserStore
+from streams.fetch import RecordBatch
 from streams.partition import Partition, flush_partition, snapshot_path, tombstones
 
 NOW = 1_700_000_000_000
@@ -81,6 +82,24 @@ def test_a_flush_moves_users_beyond_the_limit_to_the_cold_store_and_loses_none(t
         assert (expired.expired, len(partition.store)) == (50, 0)
     finally:
         with_disk.close()
+
+
+def test_a_user_who_was_erased_and_came_again_has_the_tombstone_before_the_new_record(read_records):
+    partition = partition_with(["ann", "bob"])
+    requests = RecordBatch("forget-users", 2, [4, 5], [NOW, NOW], [b"ann", b"nobody"], [b"", b""], 6)
+    assert partition.erasures.take(requests, "token", partition.store.forget) == []
+    arena = partition.store.arena
+    arena.apply(
+        partition.store.slots(["ann"]), np.array([1], np.int32), np.array([1]), np.array([NOW]), np.array([9]), NOW
+    )
+    flushed = flush_partition(partition, NOW, None, False)
+    records = records_of(flushed, read_records)
+    assert [(user, value is None) for user, value in records] == [
+        ("ann", True), ("nobody", True), ("bob", False), ("ann", False),
+    ]  # fmt: skip
+    assert flushed.snapshot is not None  # asked for by the erasure
+    assert [one.request.user for one in flushed.erased] == ["ann", "nobody"]
+    assert flush_partition(partition, NOW, None, False).batches == []
 
 
 def test_tombstones_have_keys_and_no_values(read_records):

@@ -30,8 +30,8 @@ def fresh():
 def test_the_contract():
     specs = {spec.name: spec for spec in topic_specs(load_settings(partitions=12, replication=3))}
     assert sorted(specs) == [
-        "clicks", "forget-users", "invalid-events", "item-transitions", "items", "model-versions", "purchases",
-        "recommendations", "user-state-changelog", "views",
+        "clicks", "forget-users", "forgotten-users", "invalid-events", "item-transitions", "items", "model-versions",
+        "purchases", "recommendations", "user-state-changelog", "views",
     ]  # fmt: skip
     assert {name for name, spec in specs.items() if spec.compacted} == {ITEMS, CHANGELOG, MODEL_VERSIONS}
     assert {spec.partitions for name, spec in specs.items() if name not in (MODEL_VERSIONS, TRANSITIONS)} == {12}
