@@ -144,6 +144,12 @@ STATE = Dashboard(
         Panel("Hidden vectors rebuilt", [rate("recstream_rehydrations_total", "instance")], "ops",
               text="After a model swap, when a user's next event comes."),
         Panel("Users expired", [rate("recstream_users_expired_total", "instance")], "ops"),
+        Panel("Users erased on request",
+              [("sum(increase(recstream_forgotten_users_total[1h]))", "workers"),
+               ("sum(increase(recstream_trainer_forgotten_users_total[1h]))", "trainer"),
+               ("sum(recstream_forget_pending)", "waiting at the workers"),
+               ("sum(recstream_trainer_forget_pending)", "waiting at the trainer")],
+              text="Requests answered in an hour, and requests read and not answered yet."),
         Panel("Ready", [("recstream_ready", "{{instance}}")], text="0 while restoring or rebalancing."),
     ],
 )  # fmt: skip

@@ -16,8 +16,8 @@ from streams.topics import count_records, describe_topics
 
 COMMANDS = [
     ["demo"], ["broker"], ["topics"], ["topics", "create"], ["topics", "describe"], ["worker"], ["replay"], ["fit"],
-    ["trainer"], ["tail"], ["doctor"], ["models"], ["models", "list"], ["models", "show"], ["models", "promote"],
-    ["models", "rollback"], ["models", "diff"],
+    ["trainer"], ["tail"], ["forget"], ["doctor"], ["models"], ["models", "list"], ["models", "show"],
+    ["models", "promote"], ["models", "rollback"], ["models", "diff"],
 ]  # fmt: skip
 TABLE = "user_id,item_id,timestamp,event_type\n" + "".join(
     f"u{n % 7},i{n * n % 11},{1_700_000_000 + n},{('click', 'view', 'purchase', 'return')[n % 4]}\n" for n in range(200)
@@ -92,7 +92,7 @@ def test_no_broker_is_status_1_without_a_traceback(command):
 
 def test_topics(broker_with_topics):
     again = run("topics", "create", "--brokers", broker_with_topics, "--partitions", 2)
-    assert (again.exit_code, "0 topics created, 10 were there" in again.stderr) == (0, True)
+    assert (again.exit_code, "0 topics created, 11 were there" in again.stderr) == (0, True)
     shown = run("topics", "describe", "--brokers", broker_with_topics, "--partitions", 2, "--json")
     assert shown.exit_code == 0
     topics = orjson.loads(shown.stdout.splitlines()[-1])["topics"]
@@ -112,6 +112,21 @@ def test_replay_sends_what_it_says(broker_with_topics, table):
     assert {topic: counts[topic] for topic in ("clicks", "views", "purchases")} == {
         "clicks": 50, "views": 50, "purchases": 50,
     }  # fmt: skip
+
+
+def test_forget_sends_requests_and_says_where_they_stand(broker_with_topics):
+    here = ("--brokers", broker_with_topics, "--partitions", 2)
+    result = run("forget", "u[red]1", "u2", "u2", *here, "--json")
+    assert result.exit_code == 0, result.stderr
+    assert "u[red]1: asked, forget-users/" in result.stderr
+    requests = orjson.loads(result.stdout.splitlines()[-1])["requests"]
+    assert [(one["user_id"], one["receipts"]) for one in requests] == [("u[red]1", []), ("u2", []), ("u2", [])]
+    assert len({(one["partition"], one["offset"]) for one in requests}) == 3
+    nobody = run("forget", "u2", *here, "--wait", "--timeout", 0.3)
+    assert nobody.exit_code == 1
+    assert "1 of 1 from the worker and 1 of 1 from the trainer" in nobody.stderr
+    assert run("forget", "u" * 257, *here).exit_code == 2
+    assert run("forget", "", *here).exit_code == 2
 
 
 def test_replay_of_a_missing_file_is_status_1(broker_with_topics, tmp_path):
