@@ -14,6 +14,7 @@ from mode import Service
 from state.errors import RecstreamError
 from streams.erasures import Erased, input_ends
 from streams.forget_requests import receipt
+from streams.kafka import describe
 from streams.metrics import Metrics
 from streams.partition import Partition
 from streams.pipeline import Pipeline
@@ -23,6 +24,7 @@ from streams.settings import Settings
 from streams.topics import FORGOTTEN_USERS
 
 _EVERY_SECONDS: Final = 0.25
+_RETRY_SECONDS: Final = 5.0
 _SWEEP_SECONDS: Final = 3600.0
 _UNFINISHED_SECONDS: Final = 3600.0  # a snapshot takes seconds to write: an older unfinished one was left by a kill
 
@@ -61,7 +63,8 @@ class Eraser(Service):  # type: ignore[misc]
             try:
                 await self._look_up(partitions)
             except (RecstreamError, KafkaError, OSError) as error:
-                log.warning("Erasures wait: how far the input topics reach cannot be looked up. %s", error)
+                log.warning("Erasures wait: how far the input topics reach cannot be looked up. %s", describe(error))
+                await self.sleep(_RETRY_SECONDS)
                 continue
             for partition in partitions:
                 await self._answer(partition)

@@ -304,6 +304,7 @@ class Pipeline(Service):  # type: ignore[misc]
                 for one in flushed.erased:
                     one.captured = False
                 return
+            flushed.partition.snapshot_next = -1
         await loop.run_in_executor(None, flushed.partition.store.purge, users)
         for one in flushed.erased:
             one.durable = True

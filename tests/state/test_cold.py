@@ -1,4 +1,5 @@
 from collections.abc import Iterator
+from hashlib import blake2b
 from pathlib import Path
 from threading import Thread
 
@@ -108,20 +109,23 @@ def test_a_directory_in_use_is_refused(tmp_path: Path) -> None:
 
 
 def test_purge_leaves_no_byte_of_removed_users_in_any_file(tmp_path: Path) -> None:
+    """Names within a file share their beginnings, so records are looked for; those at its edges are in the manifest."""
     store = ColdStore(tmp_path / "cold", write_buffer_bytes=1 << 16)
     cold = store.partition(0)
-    users = [f"user-{n:04}" for n in range(900)]
+    records = {f"user-{n:04}": blake2b(b"%d" % n).digest() * 4 for n in range(900)}
+    users = list(records)
     for start in range(0, 900, 100):
-        cold.put_many(users[start : start + 100], [bytes(300)] * 100)
-    erased = ["user-0000", "user-0450", "user-0899"]  # the edges of files stand in the manifest too
+        cold.put_many(users[start : start + 100], [records[user] for user in users[start : start + 100]])
+    edges, erased = ["user-0000", "user-0899"], ["user-0000", "user-0450", "user-0899"]
     cold._family.flush()
-    assert all(_files_with(tmp_path, user) for user in erased)
+    assert all(_files_with(tmp_path, records[user]) for user in erased)
+    assert all(_files_with(tmp_path, user.encode()) for user in edges)
     assert cold.delete(erased) == erased
     cold.purge([*erased, "nobody"])
-    assert not any(_files_with(tmp_path, user) for user in erased)
-    assert (len(cold), cold.take_many(["user-0001"])) == (897, [bytes(300)])
+    assert not any(_files_with(tmp_path, sought) for user in erased for sought in (user.encode(), records[user]))
+    assert (len(cold), cold.take_many(["user-0001"])) == (897, [records["user-0001"]])
     store.close()
 
 
-def _files_with(folder: Path, user: str) -> list[str]:
-    return [path.name for path in folder.rglob("*") if path.is_file() and user.encode() in path.read_bytes()]
+def _files_with(folder: Path, sought: bytes) -> list[str]:
+    return [path.name for path in folder.rglob("*") if path.is_file() and sought in path.read_bytes()]

@@ -95,7 +95,7 @@ def test_a_user_who_was_erased_and_came_again_has_the_tombstone_before_the_new_r
     flushed = flush_partition(partition, NOW, None, False)
     records = records_of(flushed, read_records)
     assert [(user, value is None) for user, value in records] == [
-        ("ann", True), ("nobody", True), ("bob", False), ("ann", False),
+        ("ann", True), ("nobody", True), ("ann", False), ("bob", False),
     ]  # fmt: skip
     assert flushed.snapshot is not None  # asked for by the erasure
     assert [one.request.user for one in flushed.erased] == ["ann", "nobody"]
