@@ -67,6 +67,7 @@ class EventFeed(ConsumerRebalanceListener):  # type: ignore[misc]
             fetch_max_wait_ms=100,
         )
         self._assigned: set[TopicPartition] = set()
+        self._durable = dict(buffer.offsets)
         self.erasures: dict[int, Erasures] = {}
 
     @property
@@ -104,10 +105,9 @@ class EventFeed(ConsumerRebalanceListener):  # type: ignore[misc]
         self._assigned = set(assigned)
 
     def consumed(self, topic: str, partition: int) -> int:
-        """Offset of an input topic's partition below which nothing will be read any more."""
-        following = self._buffer.offset(topic, partition)
-        if following is not None:
-            return following
+        """Offset of an input topic's partition below which nothing will be read any more, whatever crashes."""
+        if self._buffer.offset(topic, partition) is not None:
+            return self._durable.get(f"{topic}:{partition}", 0)
         assignment = self._consumer._subscription.subscription.assignment
         tp = TopicPartition(topic, partition)
         state = assignment.state_value(tp) if assignment is not None and tp in assignment.tps else None
@@ -140,6 +140,7 @@ class EventFeed(ConsumerRebalanceListener):  # type: ignore[misc]
     async def commit(self) -> None:
         """Make what was taken durable, then tell the group how far it is."""
         self._buffer.commit()
+        self._durable = dict(self._buffer.offsets)
         offsets = {}
         for partition in self._assigned:
             following = self._buffer.offset(partition.topic, partition.partition)

@@ -171,7 +171,10 @@ class Trainer:
                 try:
                     await feed.start()
                     eraser = TrainerEraser(self._settings, feed, self._buffer, self._passes, self.metrics)
-                    await self._loop(feed, eraser)
+                    try:
+                        await self._loop(feed, eraser)
+                    finally:
+                        await eraser.stop()
                     await feed.commit()
                 finally:
                     await feed.stop()
@@ -198,7 +201,7 @@ class Trainer:
             now = time.monotonic()
             if now - self._committed_at >= _COMMIT_SECONDS:
                 await self._housekeeping(feed, now)
-                await eraser.step()
+                eraser.get_on()
             await self._ended(self._passes.collect())
             if self._options.once:
                 if not self._passes.running and await feed.caught_up():

@@ -4,6 +4,7 @@ The buffer's file is rewritten as soon as a request is read. A pass under way ke
 have no names, until it ends; the receipt waits for that. What the weights have learnt stays learnt.
 """
 
+import asyncio
 import logging
 import time
 from typing import Final
@@ -43,12 +44,24 @@ class TrainerEraser:
     ) -> None:
         self._settings, self._feed, self._buffer, self._passes, self._metrics = settings, feed, buffer, passes, metrics
         self._wait_until = 0.0
+        self._task: asyncio.Task[None] | None = None
+
+    def get_on(self) -> None:
+        """Go through what is open, beside the reading of events, which must not rest; to be called now and then."""
+        if self._task is not None:
+            if not self._task.done():
+                return
+            self._task.result()  # raises what nobody had foreseen
+        self._task = asyncio.create_task(self.step())
+
+    async def stop(self) -> None:
+        """Give up what is open: the next start reads the requests again."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.wait([self._task])
 
     async def step(self) -> None:
-        """Get on with what is open; to be called when everything taken so far is on disk.
-
-        What goes wrong is logged and tried again: learning does not wait for it.
-        """
+        """Go through what is open once. What goes wrong is logged and tried again: learning does not wait for it."""
         self._metrics.forget_pending.set(sum(map(len, self._feed.erasures.values())))
         if not any(map(len, self._feed.erasures.values())) or time.monotonic() < self._wait_until:
             return
