@@ -5,7 +5,7 @@
     durable    no file and no newer changelog record holds the user
     passed     the group has committed everything before those ends: nothing older will ever be read again
 
-Only then is the receipt sent, and only when that is acknowledged may the request's offset be committed. Until then a
+Only then is the receipt sent, and only when that is acknowledged may the request's offset be committed. Before that a
 crash or a rebalance delivers the request again and everything is done again, with ends looked up anew: an erasure may
 take more of the user than it had to, never less. Offsets decide and not clocks: what the sender of a request had sent
 before, and Kafka had acknowledged, stands below the ends.

@@ -11,7 +11,7 @@ from typing import Any
 
 import orjson
 import pytest
-from aiokafka import AIOKafkaProducer
+from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 
 from streams.broker import EmbeddedBroker
 from streams.children import Child
@@ -90,6 +90,24 @@ def ask(cluster: Cluster, *wait_for_: str, timeout: float = 40) -> Asked:
     return asyncio.run(forget(cluster.settings, [ANN], wait_for_, timeout))[0]
 
 
+def committed_request(cluster: Cluster, partition: int) -> int | None:
+    """The workers' committed offset of a partition of `forget-users`."""
+
+    async def look() -> int | None:
+        consumer = AIOKafkaConsumer(
+            bootstrap_servers=cluster.bootstrap, group_id=cluster.app_id, enable_auto_commit=False
+        )
+        try:
+            await consumer.start()
+            place = TopicPartition(FORGET_USERS, partition)
+            consumer.assign([place])
+            return await consumer.committed(place)
+        finally:
+            await consumer.stop()
+
+    return asyncio.run(look())
+
+
 def send_raw(cluster: Cluster, messages: list[tuple[bytes | None, bytes]]) -> None:
     async def send() -> None:
         async with AIOKafkaProducer(bootstrap_servers=cluster.bootstrap) as producer:
@@ -119,6 +137,8 @@ def test_a_user_is_erased_everywhere_and_stays_so_over_kills(small: Cluster) -> 
     assert files_with(trainer.home, ANN) == []
     assert worker.metrics()["recstream_forgotten_users_total"] == 1
 
+    # A kill before this would begin the erasure again, and take the event below too if that is read with it.
+    wait_for(lambda: committed_request(small, asked.partition) == asked.offset + 1, 20, small.output)
     worker.kill()
     trainer.kill()
     worker, trainer = small.worker(**quick), Trainer(small)
