@@ -11,7 +11,7 @@ References:
     Aumasson et al., "BLAKE2: simpler, smaller, fast as MD5", ACNS 2013; RFC 7693.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from hashlib import blake2b
 from typing import Final
@@ -58,6 +58,11 @@ class Pseudonyms:
         """The names (E) of users (E): a dict lookup for each known one, a hash for each that is new."""
         return list(map(self._cache.__getitem__, users)) if self._keyed else list(users)
 
+    def forget(self, users: Iterable[str]) -> None:
+        """Keep nothing of these ids in memory."""
+        for user in users:
+            self._cache.forget(user)
+
     def rename(self, events: EventBatch) -> EventBatch:
         """The same events with names for users; the very same batch without a key."""
         return replace(events, users=self.names(events.users)) if self._keyed else events
@@ -74,6 +79,10 @@ class _Cache(dict[str, str]):
     def __init__(self, keyed_hash: "blake2b", most: int) -> None:
         super().__init__()
         self._hash, self._half, self._old = keyed_hash, max(1, most // 2), dict[str, str]()
+
+    def forget(self, user: str) -> None:
+        self.pop(user, None)
+        self._old.pop(user, None)
 
     def __missing__(self, user: str) -> str:
         name = self._old.get(user)

@@ -22,6 +22,7 @@ from aiokafka.structs import TopicPartition
 from numpy.typing import NDArray
 
 from state.events import KIND_OF_TOPIC, TOPICS
+from state.pseudonyms import NO_PSEUDONYMS, Pseudonyms
 from streams.decode import Rejected
 from streams.fetch import RecordBatch
 from streams.forget_requests import Request, read_requests
@@ -98,30 +99,37 @@ class Erasures:
         return bool(self._bars.number_of)
 
     def take(
-        self, batch: RecordBatch, token: Any, erase: Callable[[Sequence[str]], Mapping[str, int]]
+        self,
+        batch: RecordBatch,
+        token: Any,
+        erase: Callable[[Sequence[str]], Mapping[str, int]],
+        pseudonyms: Pseudonyms = NO_PSEUDONYMS,
     ) -> list[Rejected]:
         """Erase the users of a batch of requests.
 
         Args:
             batch: as it was fetched.
             token: returned by `answered` once all its requests are answered; never where there is none.
-            erase: removes users; returns the known ones with the number of their events.
+            erase: removes users by name; returns the known ones with the number of their events.
+            pseudonyms: the names users' state is kept under.
 
         Returns:
             The requests that name nobody.
         """
-        requests, rejected = read_requests(batch)
+        requests, rejected = read_requests(batch, pseudonyms)
+        under_way = {one.request.offset for one in self.open()}  # delivered twice: positions were set anew
+        new = [request for request in requests if request.offset not in under_way]
         if requests:
-            users = list(dict.fromkeys(request.user for request in requests))
-            known = erase(users)
+            names = list(dict.fromkeys(request.name for request in new))
+            known = erase(names)
             with self._lock:
-                self._batches.append(_Batch(token, [Erased(request, known.get(request.user)) for request in requests]))
-                self._untold += users
+                self._batches.append(_Batch(token, [Erased(request, known.get(request.name)) for request in new]))
+                self._untold += names
                 self._bar()
         return rejected
 
     def kept(self, users: Sequence[str], kinds: NDArray[np.uint8], offsets: NDArray[np.int64]) -> NDArray[np.bool_]:
-        """Which events (E,) are not older than an erasure of their user."""
+        """Which events (E,) of users, as they stand in events, are not older than an erasure of their user."""
         bars = self._bars
         if not bars.number_of:
             return np.ones(len(users), np.bool_)
@@ -130,10 +138,10 @@ class Erasures:
         return kept
 
     def untold(self) -> list[str]:
-        """Users whose tombstone is not on its way yet; from now on it is."""
+        """Names of users whose tombstone is not on its way yet; from now on it is."""
         with self._lock:
-            users, self._untold = self._untold, []
-        return list(dict.fromkeys(users))
+            names, self._untold = self._untold, []
+        return list(dict.fromkeys(names))
 
     def snapshot_due(self, now: float) -> bool:
         """Whether a snapshot is to be written so that the users leave the disk."""

@@ -180,7 +180,7 @@ class EventFeed(ConsumerRebalanceListener):  # type: ignore[misc]
             self._buffer.forget_offset(batch.topic, batch.partition)
         erasures = self.erasures.setdefault(batch.partition, Erasures())
         if batch.topic == FORGET_USERS:
-            rejected = erasures.take(batch, batch.next_offset, self._buffer.forget)
+            rejected = erasures.take(batch, batch.next_offset, self._buffer.forget, self._pseudonyms)
             if len(rejected) == len(batch) and not len(erasures):
                 self._buffer.pass_over(batch.topic, batch.partition, batch.next_offset)
             return 0, len(rejected)
@@ -193,6 +193,13 @@ class EventFeed(ConsumerRebalanceListener):  # type: ignore[misc]
             users, items = list(compress(users, kept)), list(compress(items, kept))
             kinds, times_ms, offsets = kinds[kept], times_ms[kept], offsets[kept]
         new = self._buffer.append(
-            batch.topic, batch.partition, self._pseudonyms.names(users), items, kinds, times_ms, offsets, batch.next_offset
+            batch.topic,
+            batch.partition,
+            self._pseudonyms.names(users),
+            items,
+            kinds,
+            times_ms,
+            offsets,
+            batch.next_offset,
         )
         return new, len(decoded.rejected)

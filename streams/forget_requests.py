@@ -5,6 +5,7 @@ from typing import Any, Final, Literal
 
 import orjson
 
+from state.pseudonyms import NO_PSEUDONYMS, Pseudonyms
 from streams.decode import MAX_ID_BYTES, Reason, Rejected
 from streams.fetch import RecordBatch
 from streams.topics import FORGET_USERS
@@ -18,28 +19,21 @@ class Request:
     """One request.
 
     Attributes:
-        key: the message's key: the user id as the sender knows it.
-        user: the id under which state knows this user.
+        key: the message's key: the user id as producers know it.
+        user: the same as text, as it stands in events.
+        name: the name that the user's state is kept under.
         partition: where the request stands on `forget-users`: the partition number of everything about the user.
         offset: its offset there.
     """
 
     key: bytes
     user: str
+    name: str
     partition: int
     offset: int
 
 
-def user_of(key: bytes) -> str:
-    """The id under which state knows the user of a request's key: the one place where the two may differ.
-
-    Raises:
-        UnicodeDecodeError: the key is no text.
-    """
-    return key.decode()
-
-
-def read_requests(batch: RecordBatch) -> tuple[list[Request], list[Rejected]]:
+def read_requests(batch: RecordBatch, pseudonyms: Pseudonyms = NO_PSEUDONYMS) -> tuple[list[Request], list[Rejected]]:
     """The requests of a batch and those that name nobody; values are not looked at."""
     requests: list[Request] = []
     rejected: list[Rejected] = []
@@ -50,9 +44,11 @@ def read_requests(batch: RecordBatch) -> tuple[list[Request], list[Rejected]]:
             rejected.append(Rejected(position, Reason.OVERSIZED_ID, f"the key is longer than {MAX_ID_BYTES} bytes"))
         else:
             try:
-                requests.append(Request(key, user_of(key), batch.partition, offset))
+                user = key.decode()
+                requests.append(Request(key, user, pseudonyms.name(user), batch.partition, offset))
             except UnicodeDecodeError as error:
                 rejected.append(Rejected(position, Reason.BAD_ID, f"the key is not UTF-8: {error}"))
+    pseudonyms.forget(request.user for request in requests)
     return requests, rejected
 
 
@@ -65,7 +61,7 @@ def receipt(request: Request, by: By, events: int | None, now_ms: int) -> bytes:
         events: how many events of the user were held, None when the user was not known.
         now_ms: when the erasure was complete.
 
-    >>> receipt(Request(b"u1", "u1", 3, 7), "worker", 12, 5).decode()
+    >>> receipt(Request(b"u1", "u1", "u1", 3, 7), "worker", 12, 5).decode()
     '{"user_id":"u1","by":"worker","found":true,"events_removed":12,"forgotten_at":5,\
 "request":{"topic":"forget-users","partition":3,"offset":7}}'
     """

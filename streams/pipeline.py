@@ -213,7 +213,8 @@ class Pipeline(Service):  # type: ignore[misc]
         partition = self.partitions.get(batch.partition)
         if partition is None:
             return
-        rejected = await self.in_thread(partition.erasures.take, batch, event, partition.store.forget)
+        erase = partition.store.forget
+        rejected = await self.in_thread(partition.erasures.take, batch, event, erase, self.pseudonyms)
         for bad in rejected:
             self.metrics.dead_letters.labels(bad.reason).inc()
         for letters in encode_dead_letters([dead_letter(batch, bad) for bad in rejected]):
@@ -293,7 +294,7 @@ class Pipeline(Service):  # type: ignore[misc]
         """Whoever is neither in the new snapshot nor in the cold store's files has left the disk."""
         if not flushed.erased:
             return
-        users = [one.request.user for one in flushed.erased]
+        names = [one.request.name for one in flushed.erased]
         loop = asyncio.get_running_loop()
         if not written:  # a snapshot less only slows the next start
             path = snapshot_path(self.settings.state_dir, self.settings.app_id, flushed.partition.number)
@@ -305,7 +306,7 @@ class Pipeline(Service):  # type: ignore[misc]
                     one.captured = False
                 return
             flushed.partition.snapshot_next = -1
-        await loop.run_in_executor(None, flushed.partition.store.purge, users)
+        await loop.run_in_executor(None, flushed.partition.store.purge, names)
         for one in flushed.erased:
             one.durable = True
 

@@ -14,7 +14,7 @@ from aiokafka.errors import KafkaError
 
 from state.errors import RecstreamError
 from state.replay_buffer import ReplayBuffer
-from streams.erasures import Erased, input_ends
+from streams.erasures import Erased, Erasures, input_ends
 from streams.event_feed import EventFeed
 from streams.forget_requests import receipt
 from streams.kafka import describe, producer_options
@@ -74,27 +74,28 @@ class TrainerEraser:
 
     async def _look_up(self) -> None:
         asked = {
-            number: erased
+            number: (erasures, erased)
             for number, erasures in self._feed.erasures.items()
             if (erased := [one for one in erasures.open() if one.ends is None])
         }
         for number, ends in (await input_ends(self._settings, asked)).items():
-            self._feed.erasures[number].found_ends(asked[number], ends)
+            erasures, erased = asked[number]
+            erasures.found_ends(erased, ends)
 
     async def _answer(self) -> None:
-        ready: dict[int, list[Erased]] = {}
+        ready: dict[int, tuple[Erasures, list[Erased]]] = {}
         for number, erasures in self._feed.erasures.items():
             for one in erasures.open():
                 if one.after_pass is None:
                     one.after_pass = self._passes.begun if self._passes.running else 0
                 one.durable = not self._passes.running or self._passes.begun > one.after_pass
             if found := erasures.ready(self._feed.consumed, number):
-                ready[number] = found
+                ready[number] = erasures, found
         if not ready:
             return
-        await self._send(ready)
-        for number, erased in ready.items():
-            for next_offset in self._feed.erasures[number].answered(erased):
+        await self._send({number: erased for number, (_, erased) in ready.items()})
+        for number, (erasures, erased) in ready.items():
+            for next_offset in erasures.answered(erased):
                 self._buffer.pass_over(FORGET_USERS, number, next_offset)
             self._metrics.forgotten.inc(len(erased))
 

@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from state.events import TOPICS
+from state.pseudonyms import Pseudonyms
 from streams.eraser import sweep
 from streams.erasures import Ends, Erasures, input_ends
 from streams.fetch import RecordBatch
@@ -84,6 +85,16 @@ def test_a_user_who_asks_twice_is_barred_by_the_later_request() -> None:
     assert not kept(erasures, "ann", 0, 29)
 
 
+def test_a_request_delivered_twice_is_answered_once() -> None:
+    erasures = Erasures()
+    erasures.take(asking(["ann"]), "first", known)
+    erasures.take(asking(["ann", "bob"]), "again", known)
+    assert [one.request.user for one in erasures.open()] == ["ann", "bob"]
+    ann, bob = erasures.open()
+    assert erasures.answered([ann]) == ["first"]
+    assert erasures.answered([bob]) == ["again"]
+
+
 def test_snapshots_are_asked_for_at_once_and_then_not_too_often() -> None:
     erasures = Erasures()
     assert not erasures.snapshot_due(100.0)
@@ -120,6 +131,22 @@ def test_bars_agree_with_a_plain_loop(events: list[tuple[str, int, int]], ends: 
     kinds, offsets = np.array([k for _, k, _ in events], np.uint8), np.array([o for *_, o in events], np.int64)
     expected = [all(who != user or offset >= end[kind] for who, end in ends) for user, kind, offset in events]
     assert erasures.kept(users, kinds, offsets).tolist() == expected
+
+
+def test_with_a_pseudonym_key_state_is_erased_by_name_and_events_are_known_by_id() -> None:
+    pseudonyms, erasures = Pseudonyms("k" * 32), Erasures()
+    name = pseudonyms.name("ann")
+    erased: list[str] = []
+
+    def erase(names: Sequence[str]) -> dict[str, int]:
+        erased.extend(names)
+        return {name: 4}
+
+    erasures.take(asking(["ann"]), "token", erase, pseudonyms)
+    assert (erased, erasures.untold()) == ([name], [name])
+    assert [one.events for one in erasures.open()] == [4]
+    assert not kept(erasures, "ann", 0, 5)
+    assert "ann" not in pseudonyms._cache
 
 
 def test_old_snapshots_and_unfinished_ones_are_swept(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ import orjson
 import pytest
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 
+from state.pseudonyms import Pseudonyms
 from streams.broker import EmbeddedBroker
 from streams.children import Child
 from streams.errors import BrokerError
@@ -31,7 +32,7 @@ NOW_MS = int(time.time() * 1000)
 class Trainer:
     """A trainer of a cluster, which only fills its buffer: it has too little to begin a pass."""
 
-    def __init__(self, cluster: Cluster) -> None:
+    def __init__(self, cluster: Cluster, pseudonym_key: str) -> None:
         self.port = free_port()
         self.log = cluster.directory / "trainer.log"
         self.home = cluster.directory / "trainer-state"
@@ -41,6 +42,7 @@ class Trainer:
                 {
                     **cluster.environment(),
                     "RECSTREAM_STATE_DIR": str(self.home),
+                    "RECSTREAM_PSEUDONYM_KEY": pseudonym_key,
                     "RECSTREAM_TRAINER_HTTP_PORT": str(self.port),
                     "RECSTREAM_TRAIN_EVERY_EVENTS": "100000",
                     "RECSTREAM_TRAIN_EVERY_MINUTES": "0",
@@ -117,40 +119,49 @@ def send_raw(cluster: Cluster, messages: list[tuple[bytes | None, bytes]]) -> No
     asyncio.run(send())
 
 
-def test_a_user_is_erased_everywhere_and_stays_so_over_kills(small: Cluster) -> None:
-    quick = {"snapshot_interval_seconds": "1", "max_resident_users": "12", "fusion": "false", "exclude": "none"}
+def test_a_user_is_erased_everywhere_and_stays_so_over_kills(small: Cluster, request: pytest.FixtureRequest) -> None:
+    """On the embedded broker with pseudonyms, on Kafka without."""
+    key = "a secret of this test, and long enough" if request.node.callspec.params["small"] == "embedded" else ""
+    name = Pseudonyms(key).name
+    quick = {
+        "snapshot_interval_seconds": "1",
+        "max_resident_users": "12",
+        "fusion": "false",
+        "exclude": "none",
+        "pseudonym_key": key,
+    }
     small.produce([*event_log(400, users=60, items=50, seed=3), *anns(30), *event_log(400, users=60, items=50, seed=4)])
-    worker, trainer = small.worker(**quick), Trainer(small)
+    worker, trainer = small.worker(**quick), Trainer(small, key)
     small.wait_committed()
     state = small.directory / "state" / small.app_id
-    wait_for(lambda: bool(files_with(state, ANN)), 20, small.output)
-    wait_for(lambda: files_with(trainer.home, ANN) == ["events.replay"], 20, trainer.log.read_text)
-    others = {user: row for user, row in states(small).items() if user != ANN}
-    assert states(small)[ANN]["count"] == 30
+    wait_for(lambda: bool(files_with(state, name(ANN))), 20, small.output)
+    wait_for(lambda: files_with(trainer.home, name(ANN)) == ["events.replay"], 20, trainer.log.read_text)
+    others = {user: row for user, row in states(small).items() if user != name(ANN)}
+    assert states(small)[name(ANN)]["count"] == 30
 
     asked = ask(small, "worker", "trainer")
     assert [(by, one["found"], one["events_removed"]) for by, one in sorted(asked.receipts.items())] == [
         ("trainer", True, 30), ("worker", True, 30),
     ]  # fmt: skip
-    assert small.state_records()[ANN] is None
-    assert files_with(state, ANN) == []
-    assert files_with(trainer.home, ANN) == []
+    assert small.state_records()[name(ANN)] is None
+    assert files_with(state, name(ANN)) == []
+    assert files_with(trainer.home, name(ANN)) == []
     assert worker.metrics()["recstream_forgotten_users_total"] == 1
 
     # A kill before this would begin the erasure again, and take the event below too if that is read with it.
     wait_for(lambda: committed_request(small, asked.partition) == asked.offset + 1, 20, small.output)
     worker.kill()
     trainer.kill()
-    worker, trainer = small.worker(**quick), Trainer(small)
+    worker, trainer = small.worker(**quick), Trainer(small, key)
     worker.wait_ready()
     small.produce([event("clicks", ANN, "i7", NOW_MS), event("clicks", "newcomer", "i7", NOW_MS)])
     small.wait_committed(alive=[worker])
     after = states(small)
-    assert after[ANN]["count"] == 1
+    assert after[name(ANN)]["count"] == 1
     assert {user: row for user, row in after.items() if user in others} == others
     lists = {one["user_id"]: one["items"] for one in small.recommendations()}
     assert lists[ANN] == lists["newcomer"]
-    wait_for(lambda: files_with(trainer.home, "newcomer") == ["events.replay"], 20, trainer.log.read_text)
+    wait_for(lambda: files_with(trainer.home, name("newcomer")) == ["events.replay"], 20, trainer.log.read_text)
     trainer.kill()
     assert worker.stop() == 0, worker.output()
 
