@@ -429,9 +429,7 @@ def install(
     return transport
 
 
-def batch_topic(
-    app: Any, *names: str, partitions: int | None = None, max_batches: int = 2, alone: bool = False
-) -> Any:
+def batch_topic(app: Any, *names: str, partitions: int | None = None, max_batches: int = 2, alone: bool = False) -> Any:
     """Declare existing Kafka topics whose records arrive, in order, as events of tuples of `RecordBatch`.
 
     Such an event may hold batches of the other batch topics too.
