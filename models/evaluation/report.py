@@ -6,7 +6,7 @@ The page holds its plots inside, so it can be sent as one file.
 import base64
 import html
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -174,16 +174,23 @@ def _cost(body: dict[str, Any], path: Path) -> Path:
     return _saved(figure, path)
 
 
-def trade_off(axis: Any, price: dict[str, float], quality: dict[str, float], between: dict[str, list[float]]) -> None:
+def trade_off(
+    axis: Any,
+    price: dict[str, float],
+    quality: dict[str, float],
+    between: dict[str, list[float]],
+    names: Sequence[str] = (),
+) -> None:
     """Draw models by price (logarithmic) and quality with its interval, and join those that nothing beats on both.
 
-    Every model has a colour and a sign of its own, the same in every plot of the same names: a legend tells them.
+    Every model has a colour and a sign of its own; a legend tells them.
 
     Args:
         axis: A matplotlib Axes.
         price: By name; a price of 0 is drawn as the least of the others.
         quality: By name.
         between: Low and high end of the quality by name.
+        names: All names that plots beside each other have, so that colours and signs mean the same in all of them.
     """
     from matplotlib import colormaps
     from matplotlib.ticker import NullFormatter
@@ -192,7 +199,9 @@ def trade_off(axis: Any, price: dict[str, float], quality: dict[str, float], bet
     at = {name: max(value, least) for name, value in price.items()}
     front = pareto(at, quality)
     axis.plot([at[name] for name in front], [quality[name] for name in front], color="0.7", zorder=0)
-    for number, (name, value) in enumerate(quality.items()):
+    every = list(names or quality)
+    for name, value in quality.items():
+        number = every.index(name)
         color, sign = colormaps["tab10"](number % 10), _SIGNS[number % len(_SIGNS)]
         low, high = between[name]
         beyond = [[max(value - low, 0)], [max(high - value, 0)]]

@@ -115,6 +115,7 @@ def test_training_stops_early_and_keeps_the_best_epoch():
     noise = np.random.default_rng(0).integers(1, ITEMS, len(given.source)).astype(np.int32)
     given.source.items[:] = noise  # nothing held out can be foretold
     model = Transformer(ITEMS, width=8, reach=3)
+    model.patience = 0.25
     model.fit(replace(given, report=lambda share, note: told.append(share)))
     assert max(told) < 0.9
 
