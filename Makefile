@@ -18,6 +18,8 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
 STAMP := .venv/installed-$(TORCH)
 BENCHMARKS := throughput latency history restore training
+# Test files at once: much of a broker test is waiting for others. `make test JOBS=0` runs them in one process.
+JOBS ?= 3
 # What `make quality` replays: ml-100k (downloaded once), or any table as `recstream replay` takes it.
 DATA ?= ml-100k
 
@@ -61,7 +63,7 @@ demo: install  ## broker, worker, model and live recommendations on MovieLens-10
 	@$(BIN)/recstream demo $(ARGS)
 
 test: install  ## the whole test suite (ARGS="-k replay")
-	@$(BIN)/python -m pytest $(ARGS)
+	@$(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder $(ARGS)
 
 lint: install  ## ruff, mypy, import-linter
 	@$(BIN)/ruff check .

@@ -23,7 +23,7 @@ from tests.streams.event_log import Record, event, event_log, partition_of
 from tests.streams.worker_cluster import Cluster, decoded, open_cluster, publish_model
 from tests.streams.worker_process import free_port, wait_for
 
-pytestmark = pytest.mark.broker
+pytestmark = [pytest.mark.broker, pytest.mark.slow]
 
 ANN = "ann-forget-me-not"
 NOW_MS = int(time.time() * 1000)

@@ -83,12 +83,12 @@ from streams.worker import run_worker
 
 step, stalled = Compute.round, []
 
-def stalling(self, partition, batches):
-    if len(partition.store) > 50 and not stalled:  # the warm-up has three users
-        stalled.append(partition.number)
+def stalling(self, work):
+    if sum(len(partition.store) for partition, _ in work) > 50 and not stalled:  # the warm-up has three users
+        stalled.append(True)
         time.sleep({seconds})
         print("the stalled batch goes on", flush=True)
-    return step(self, partition, batches)
+    return step(self, work)
 
 Compute.round = stalling
 run_worker(load_settings())
