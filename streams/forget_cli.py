@@ -8,7 +8,6 @@ from rich.markup import escape
 
 from streams import options
 from streams.console import print_json, progress_bar, say
-from streams.forget_requests import BOTH
 from streams.settings import load_settings
 
 
@@ -30,6 +29,7 @@ def forget(
     """
     settings = load_settings(brokers=brokers, partitions=partitions)
     from streams.forget import forget as ask
+    from streams.forget_requests import BOTH
 
     wait_for = (BOTH if trainer else BOTH[:1]) if wait else ()
     if wait_for:

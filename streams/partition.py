@@ -27,6 +27,7 @@ class Partition:
         store: their state.
         changelog_next: changelog offset up to which `store` is known to reflect the changelog; -1 before any restore.
         snapshot_next: the same of the newest local snapshot, to write none when nothing changed.
+        rewrite: the next flush writes every resident user, changed or not.
         user_key: fingerprint of the key its users are named under (`Pseudonyms.fingerprint`), 0 without.
         erasures: requests to be forgotten that are not answered yet.
     """
@@ -35,6 +36,7 @@ class Partition:
     store: UserStore
     changelog_next: int = -1
     snapshot_next: int = -1
+    rewrite: bool = False
     user_key: int = 0
     erasures: Erasures = field(default_factory=Erasures)
 
@@ -71,7 +73,8 @@ def flush_partition(partition: Partition, now_ms: int, expire_before_ms: int | N
     """
     store = partition.store
     arena = store.arena
-    slots = arena.dirty_slots()
+    slots = np.flatnonzero(arena.occupied()).astype(np.int32) if partition.rewrite else arena.dirty_slots()
+    partition.rewrite = False
     batches = tombstones(partition.erasures.untold(), now_ms)
     if len(slots):
         rows = arena.to_rows(slots, store.index)

@@ -11,6 +11,7 @@ repeats recommendations (at least once), never state (effectively once).
 
 import asyncio
 import logging
+import math
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -45,6 +46,7 @@ _MAX_WAITING: Final = 4  # fetches between the agents and the pipeline
 _HOP_EVENTS: Final = 1024  # computed at once, 15 ms: the loop sends their recommendations before it goes on
 _INLINE_EVENTS: Final = 32  # computed on the event loop, under 1 ms: two thread switches can take longer
 _MEMBERSHIP_POLL_SECONDS: Final = 0.05
+_MOST_WRITTEN_AGAIN: Final = 3  # in a worker's life: each needs a worker suspended within milliseconds
 
 log = logging.getLogger(__name__)
 
@@ -94,6 +96,7 @@ class Pipeline(Service):  # type: ignore[misc]
         self._turn = asyncio.Lock()
         self._flushing: asyncio.Task[None] | None = None
         self._tenure = 0  # counts how often everything was forgotten
+        self._written_again = 0
         self.membership: Callable[[], Membership] = lambda: "held"
         self._flushed_at = self._expired_at = self._snapshot_at = time.monotonic()
         self._cold: ColdStore | None = None
@@ -268,10 +271,13 @@ class Pipeline(Service):  # type: ignore[misc]
             for part in flushed
             for encoded in part.batches
         ]
-        for partition, future, count in sent:
-            _advance(partition, (await future).offset, count)
-        for event in events:
-            event.ack()
+        overwritten = [part for part, future, count in sent if _advance(part, (await future).offset, count)]
+        if overwritten:
+            self._write_again(overwritten)
+            self._processed = events + self._processed  # a crash before that flush repeats them
+        else:
+            for event in events:
+                event.ack()
         self.metrics.flushes.inc()
         self.metrics.changelog_records.inc(sum(part.records for part in flushed))
         self.metrics.expired.inc(sum(part.expired for part in flushed))
@@ -280,6 +286,27 @@ class Pipeline(Service):  # type: ignore[misc]
             if part.snapshot is not None:
                 written = await self._write_snapshot(part)
                 await self._erased(part, written)
+
+    def _write_again(self, partitions: list[Partition]) -> None:
+        """Let the next flush write every user of partitions whose changelog another worker wrote to.
+
+        A worker that was suspended between its check of membership and its write wakes up and writes what it had held,
+        of users that are this worker's by now. What is here is right: it holds the partition and began at the committed
+        offsets, which nothing of the other's had moved.
+
+        Raises:
+            StateError: it happens again and again (two groups share a changelog), or users in the cold store may be
+                concerned.
+        """
+        self._written_again += 1
+        for partition in {part.number: part for part in partitions}.values():
+            if self._written_again > _MOST_WRITTEN_AGAIN or partition.store.cold:
+                what = f"another worker wrote to the changelog of partition {partition.number}"
+                fix = "start the worker again; if it goes on, look for workers with another RECSTREAM_APP_ID"
+                raise StateError(what, "two workers believe to hold it", fix)
+            log.warning("Another worker wrote to the changelog of partition %d: writing it again", partition.number)
+            partition.rewrite = True
+        self._flushed_at = -math.inf
 
     async def _still_ours(self, tenure: int) -> bool:
         """Whether the partitions are this worker's; waits until the group has said so after a suspension."""
@@ -333,10 +360,13 @@ class Pipeline(Service):  # type: ignore[misc]
             while not self._waiting.empty():
                 await self._round()
                 await asyncio.sleep(0)  # an agent may have waited for a place in the queue
-            await self._start_flush(snapshot)
-            if self._flushing is not None:
-                await self._flushing
-                self._flushing = None
+            while True:
+                await self._start_flush(snapshot)
+                if self._flushing is not None:
+                    await self._flushing
+                    self._flushing = None
+                if not any(partition.rewrite for partition in self.partitions.values()):
+                    break
             if self.membership() == "lost":
                 self._forget_all()
 
@@ -398,15 +428,16 @@ class Pipeline(Service):  # type: ignore[misc]
         self.metrics.items.set(len(self.recommender.items) - 1)
 
 
-def _advance(partition: Partition, offset: int, count: int) -> None:
-    """Note that `count` changelog records were written at `offset`, behind everything the store knows.
+def _advance(partition: Partition, offset: int, count: int) -> bool:
+    """Note that `count` changelog records were written at `offset`; returns whether others stand before them.
 
     Raises:
-        StateError: that is not where the changelog ended: two workers believe to hold the partition, or the topic was
-            emptied.
+        StateError: the changelog is shorter than it was.
     """
-    if offset >= 0 and offset != partition.changelog_next:  # -1: a retried batch whose place the broker forgot
-        what = f"the changelog of partition {partition.number} goes on at {offset}, not at {partition.changelog_next}"
-        why = "another worker wrote to it" if offset > partition.changelog_next else "the topic was emptied or replaced"
-        raise StateError(what, why, "start the worker again: it restores what is in the changelog")
-    partition.changelog_next += count
+    expected = partition.changelog_next
+    if 0 <= offset < expected:  # -1: a retried batch whose place the broker forgot
+        what = f"the changelog of partition {partition.number} goes on at {offset}, not at {expected}"
+        fix = "start the worker again: it restores what is in the changelog"
+        raise StateError(what, "the topic was emptied or replaced", fix)
+    partition.changelog_next = max(offset, expected) + count
+    return offset > expected

@@ -32,7 +32,7 @@ def test_all_is_well(place):
     assert {check.status for check in checks.values()} <= {"ok", "warn"}
     assert checks["broker"].status == checks["model"].status == checks["state directory"].status == "ok"
     assert "gru, hidden 4, 2 items" in checks["model"].detail
-    assert sum(name.startswith("topic ") for name in checks) == 10
+    assert sum(name.startswith("topic ") for name in checks) == 11
     assert "torch 2.13" in checks["packages"].detail
     assert not (place / "state").exists()  # looking changes nothing
 

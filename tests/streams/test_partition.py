@@ -50,6 +50,18 @@ def test_only_users_changed_since_are_written(read_records):
     assert [user for user, _ in records_of(flush_partition(partition, NOW, None, False), read_records)] == ["bob"]
 
 
+def test_a_partition_to_be_written_again_writes_every_user_once(read_records):
+    partition = partition_with(["ann", "bob", "cid"])
+    flush_partition(partition, NOW, None, False)
+    partition.store.forget(["bob"])
+    partition.rewrite = True
+    assert [user for user, _ in records_of(flush_partition(partition, NOW, None, False), read_records)] == [
+        "ann",
+        "cid",
+    ]
+    assert flush_partition(partition, NOW, None, False).records == 0
+
+
 def test_users_past_their_time_leave_a_tombstone_behind_their_last_record(read_records):
     partition = partition_with(["old", "new"], touched=[NOW - 10_000, NOW])
     flushed = flush_partition(partition, NOW, NOW - 5_000, False)

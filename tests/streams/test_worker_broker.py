@@ -14,7 +14,7 @@ import pytest
 from state.events import TOPICS
 from streams.broker import EmbeddedBroker
 from streams.topics import CHANGELOG
-from tests.streams.event_log import PARTITIONS, event
+from tests.streams.event_log import PARTITIONS, Load, Record, event
 from tests.streams.worker_cluster import SESSION_SECONDS, Cluster, Reference, assert_nothing_lost, open_cluster
 from tests.streams.worker_process import wait_for
 
@@ -61,6 +61,25 @@ def test_a_suspended_worker_comes_back(cluster: Cluster, reference: Reference) -
     cluster.wait_committed()
     assert suspended.applied() > before
     assert cluster.stop() == [0, 0], cluster.output()
+
+
+def test_what_a_worker_wrote_too_late_is_written_over(cluster: Cluster, reference: Reference) -> None:
+    """As by one suspended between its look at the group and its write: old records appear behind newer ones."""
+    worker = cluster.worker().wait_ready()
+    half = len(reference.records) // 2
+    cluster.load(reference.records[:half]).finish()
+    cluster.wait_committed()
+    first: dict[int, Record] = {}
+    for one in cluster.read(CHANGELOG):
+        late = Record(CHANGELOG, one.partition, one.key, one.value, one.timestamp)
+        first.setdefault(one.partition, late)
+    assert len(first) == PARTITIONS
+    Load(cluster.bootstrap, list(first.values())).start().finish()
+    cluster.load(reference.records[half:]).finish()
+    cluster.wait_committed()
+    assert_nothing_lost(cluster, reference)
+    assert "writing it again" in worker.log.read_text()
+    assert cluster.stop() == [0], cluster.output()
 
 
 @pytest.mark.parametrize("cluster", ["embedded"], indirect=True)
