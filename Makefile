@@ -19,7 +19,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
 STAMP := .venv/installed-$(TORCH)
 BENCHMARKS := throughput latency history restore training
 # Test files at once: much of a broker test is waiting for others. `make test JOBS=0` runs them in one process.
-JOBS ?= 3
+JOBS ?= 2
 # What `make quality` replays: ml-100k (downloaded once), or any table as `recstream replay` takes it.
 DATA ?= ml-100k
 

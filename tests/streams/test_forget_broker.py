@@ -192,10 +192,11 @@ def test_a_worker_killed_before_the_receipt_erases_again(small: Cluster) -> None
     assert states(small)[ANN]["count"] == 10
     asked = ask(small)
     wait_for(lambda: small.state_records()[ANN] is None, 20, small.output)
-    assert stuck.metrics()["recstream_forget_pending"] == 1
+    wait_for(lambda: stuck.metrics()["recstream_forget_pending"] == 1, 10, small.output)  # told by a later flush
     small.produce(anns(5))  # before the erasure is complete: hers no more
     small.wait_committed()
-    assert stuck.metrics()["recstream_events_total{outcome=forgotten,topic=clicks}"] > 0
+    forgotten = "recstream_events_total{outcome=forgotten,topic=clicks}"
+    wait_for(lambda: stuck.metrics().get(forgotten, 0) > 0, 10, small.output)
     assert small.state_records()[ANN] is None
     stuck.kill()
     worker = small.worker().wait_ready()
