@@ -5,6 +5,7 @@ Letters: B users or windows, T steps, D width, S state width, V item rows, N tar
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from math import ceil
 from typing import Any, Final
 
 import numpy as np
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 
 from models.family.augmentation import Variety
 from models.family.coding import Coding
-from models.family.course import BatchReport, Plan, Quality, epochs_for, run_course
+from models.family.course import BatchReport, Plan, epochs_for, held_out_ndcg_of_both, run_course
 from models.family.heads import Answers, TaskHeads, heads_of, plain_tasks
 from models.family.interface import EventBatch, Lesson, SequenceModel, gather
 from models.family.losses import cross_entropy, generalised_bce
@@ -71,8 +72,6 @@ class Sequential(SequenceModel):
         item_dropout: Share of input items replaced by the unknown item.
         weight_decay: AdamW's decay of matrices.
         smallest_batch: Fewest steps of a batch.
-        patience: Share of the epochs that may pass without a better one.
-        quality: What the best epoch is chosen by, `models.family.course.held_out_ndcg` when None.
     """
 
     module: Module
@@ -84,8 +83,6 @@ class Sequential(SequenceModel):
     item_dropout: float = 0.05
     smallest_batch: int = 128
     weight_decay: float = _DECAY
-    patience: float = 0.25
-    quality: Quality | None = None
 
     def build(self, lesson: Lesson | None) -> None:
         """Make ``module`` anew, with knowledge of the items where there is a lesson."""
@@ -125,9 +122,10 @@ class Sequential(SequenceModel):
             batches = transitions(lesson) // batch_steps(self, lesson) + 1
             most = max(self.epochs, min(_FEWEST_UPDATES // batches, _MOST_EPOCHS))
             epochs = epochs_for(lesson, self.encoder_weights() + scored, most)
-            plan = Plan(epochs, patience=max(5, int(epochs * self.patience)))
+            # Every epoch is run: the best come when the rate has fallen.
+            plan = Plan(epochs, patience=ceil(epochs))
             trained = _Epochs(self, lesson, plan, sampler)
-            run_course(self, self.module, lesson, plan, trained.one, self.quality)
+            run_course(self, self.module, lesson, plan, trained.one, held_out_ndcg_of_both)
 
     def recall(self, coding: Mapping[str, Any] | None, tasks: Mapping[str, Any] | None) -> None:
         """Make the module that a saved model's settings describe, its weights still to come."""

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, nn
 
 from models.family.attention import Block, CausalStack, bidirectional_bias, near_first
-from models.family.course import held_out_ndcg_of_both
 from models.family.inputs import Context, ItemVectors
 from models.family.interface import EventBatch, Lesson
 from models.family.module import Module
@@ -48,8 +47,6 @@ class Transformer(Sequential):
     """
 
     name: ClassVar[str] = "transformer"
-    patience = 1.0  # the best epochs come when the rate has fallen
-    quality = staticmethod(held_out_ndcg_of_both)
 
     def __init__(
         self,
