@@ -24,14 +24,16 @@ class Panel:
     Args:
         title: What it shows.
         queries: Pairs of PromQL and legend.
-        unit: Grafana's name of the unit: `short`, `s`, `percentunit`, `bytes`, `ops`, ...
+        unit: Grafana's name of the unit: `short`, `s`, `percentunit`, `bytes`, `eps` (events per second), ...
         kind: How it is drawn.
         width: Columns of 24.
         text: What a reader should know; shown behind the panel's (i).
-        above: A value from which on it is drawn red, with `kind` stat.
+        above: A value from which on a stat is red; a dashed line in a time series.
         below: A value below which it is drawn red, with `kind` stat.
         name: Show the series' name instead of its value, with `kind` stat.
         stack: Pile the series up.
+        log: A logarithmic axis, for what spans orders of magnitude.
+        nothing: What the panel says instead of `No data`, where having none is well.
     """
 
     title: str
@@ -44,6 +46,8 @@ class Panel:
     below: float | None = None
     name: bool = False
     stack: bool = False
+    log: bool = False
+    nothing: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +86,7 @@ def build(dashboard: Dashboard) -> dict[str, Any]:
                                  "query": "prometheus", "current": {}, "hide": 0}]},
         "annotations": {"list": [{
             "name": "model swaps", "datasource": SOURCE, "enable": True, "iconColor": "blue",
-            "expr": "max by (instance) (changes(recstream_model_swaps_total[1m])) > 0", "step": "60s",
+            "expr": "1000 * recstream_model_loaded_timestamp_seconds > 0", "useValueForTime": True, "step": "10s",
             "titleFormat": "model swapped in", "textFormat": "{{instance}}",
         }]},
         "panels": panels,
@@ -99,7 +103,9 @@ def _panel(panel: Panel, number: int, place: dict[str, int]) -> dict[str, Any]:
     options: dict[str, Any] = {}
     if panel.kind == "timeseries":
         custom = {"fillOpacity": 25 if panel.stack else 0, "showPoints": "never", "lineWidth": 1,
-                  "stacking": {"mode": "normal" if panel.stack else "none"}}  # fmt: skip
+                  "stacking": {"mode": "normal" if panel.stack else "none"},
+                  "thresholdsStyle": {"mode": "off" if panel.above is None else "dashed"},
+                  "scaleDistribution": {"type": "log", "log": 10} if panel.log else {"type": "linear"}}  # fmt: skip
         options = {
             "legend": {"displayMode": "list", "placement": "bottom"},
             "tooltip": {"mode": "multi", "sort": "desc"},
@@ -109,7 +115,7 @@ def _panel(panel: Panel, number: int, place: dict[str, int]) -> dict[str, Any]:
         options = {
             "reduceOptions": {"calcs": ["lastNotNull"]},
             "colorMode": "value",
-            "graphMode": "area",
+            "graphMode": "none",
             "textMode": text,
         }
     else:
@@ -124,7 +130,8 @@ def _panel(panel: Panel, number: int, place: dict[str, int]) -> dict[str, Any]:
         "fieldConfig": {
             "defaults": {
                 "unit": panel.unit,
-                "min": 0 if panel.kind == "timeseries" else None,
+                "min": 0 if panel.kind == "timeseries" and not panel.log else None,
+                "noValue": panel.nothing or None,
                 "thresholds": {"mode": "absolute", "steps": steps},
                 "custom": custom,
             },
@@ -138,6 +145,9 @@ def _panel(panel: Panel, number: int, place: dict[str, int]) -> dict[str, Any]:
                 "expr": expr,
                 "legendFormat": legend,
                 "format": "heatmap" if panel.kind == "heatmap" else "time_series",
+                # A range's last value would stay on the panel for as long as the range after its series has ended.
+                "instant": panel.kind == "stat",
+                "range": panel.kind != "stat",
             }
             for i, (expr, legend) in enumerate(panel.queries)
         ],

@@ -25,6 +25,11 @@ def queries() -> list[tuple[str, str, str]]:
     ]
 
 
+def filled(expr: str, window: str) -> str:
+    """A query with Grafana's variables replaced by one window."""
+    return expr.replace("$__rate_interval", window).replace("$__range", window)
+
+
 @pytest.fixture
 def generator(monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.syspath_prepend(str(GRAFANA))
@@ -59,8 +64,8 @@ def test_every_metric_that_is_exported_is_shown():
     families = {name.removesuffix("_bucket").removesuffix("_sum").removesuffix("_count") for name in exported()}
     ours = {name for name in families if name.startswith("recstream_")}
     hidden = {name for name in ours if name not in shown}
-    # The time of the last swap shows as an annotation, and the trainer's version is the one on the workers' panel.
-    hidden -= {"recstream_model_loaded_timestamp_seconds", "recstream_trainer_model_info"}
+    # Each swap shows as an annotation, and the trainer's version is the one on the workers' panel.
+    hidden -= {"recstream_model_swaps_total", "recstream_trainer_model_info"}
     assert not hidden, "show them in deploy/grafana/content.py and run python deploy/grafana/panels.py"
 
 
@@ -71,10 +76,7 @@ def _alert_and_rule_text() -> str:
 def test_every_query_is_promql(tmp_path):
     if shutil.which("promtool") is None:
         pytest.skip("promtool is not installed (Debian: apt-get install prometheus, or `make tools`)")
-    rules = [
-        {"record": f"query:{n}", "expr": expr.replace("$__rate_interval", "1m")}
-        for n, (_, _, expr) in enumerate(queries())
-    ]
+    rules = [{"record": f"query:{n}", "expr": filled(expr, "1m")} for n, (_, _, expr) in enumerate(queries())]
     path = tmp_path / "queries.yml"
     path.write_text(yaml.safe_dump({"groups": [{"name": "queries", "rules": rules}]}))
     done = subprocess.run(["promtool", "check", "rules", str(path)], capture_output=True, text=True, check=False)
@@ -90,6 +92,17 @@ def test_panels_do_not_overlap_and_stay_within_the_grid():
             assert place["x"] + place["w"] <= 24
             assert not cells & taken, f"{name}: {panel['title']} lies over another panel"
             taken |= cells
+
+
+def test_single_figures_are_of_now():
+    for dashboard in DASHBOARDS.values():
+        for panel in dashboard["panels"]:
+            assert {target["instant"] for target in panel["targets"]} == {panel["type"] == "stat"}, panel["title"]
+
+
+def test_versions_that_serve_no_more_are_not_drawn():
+    by_version = [expr for _, _, expr in queries() if "by (model_version)" in expr]
+    assert by_version and all("(recstream_recommendations_total[" in expr and "> 0" in expr for expr in by_version)
 
 
 def test_what_is_provisioned_is_where_compose_mounts_it():

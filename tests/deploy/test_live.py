@@ -13,7 +13,7 @@ import yaml
 
 from streams.children import Child
 from tests.deploy.exported import DEPLOY
-from tests.deploy.test_grafana import queries
+from tests.deploy.test_grafana import filled, queries
 from tests.streams.event_log import Record, event_log
 from tests.streams.worker_cluster import Cluster, open_cluster
 from tests.streams.worker_process import Worker, free_port, wait_for
@@ -27,6 +27,7 @@ pytestmark = [
     ),
 ]
 WINDOW = "15s"  # what Grafana would put for $__rate_interval at this scrape interval, and more than one flush
+WITHOUT_DATA = {"recstream_trainer_epsilon > 0"}  # nothing is trained with differential privacy here
 
 
 class Prometheus:
@@ -60,7 +61,7 @@ class Prometheus:
 
     def numbers(self, expr: str) -> list[float]:
         """The finite values of an instant query."""
-        result = self.get("query", query=expr.replace("$__rate_interval", WINDOW))["result"]
+        result = self.get("query", query=filled(expr, WINDOW))["result"]
         return [value for series in result if math.isfinite(value := float(series["value"][1]))]
 
     def answers(self) -> bool:
@@ -106,7 +107,7 @@ def test_every_query_of_every_dashboard_returns_data(cluster: Cluster, prometheu
     events = event_log(count=20_000, users=80, items=60, seed=3)
     broken = [Record(e.topic, e.partition, e.key, b"{", e.timestamp_ms) for e in events[:200]]
     records = [record for pair in zip(events[:200], broken, strict=True) for record in pair] + events[200:]
-    waiting = {expr: f"{dashboard} / {panel}" for dashboard, panel, expr in queries()}
+    waiting = {expr: f"{dashboard} / {panel}" for dashboard, panel, expr in queries() if expr not in WITHOUT_DATA}
     for start in range(0, len(records), 400):  # at most 100 s: rules of the objective run once a minute
         cluster.load(records[start : start + 400], rate=200).finish()
         print(f"{len(waiting)} queries have no data yet: {sorted(set(waiting.values()))[:3]}")
