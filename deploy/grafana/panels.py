@@ -105,6 +105,7 @@ def _panel(panel: Panel, number: int, place: dict[str, int]) -> dict[str, Any]:
         custom = {"fillOpacity": 25 if panel.stack else 0, "showPoints": "never", "lineWidth": 1,
                   "stacking": {"mode": "normal" if panel.stack else "none"},
                   "thresholdsStyle": {"mode": "off" if panel.above is None else "dashed"},
+                  "axisSoftMax": None if panel.above is None else 2 * panel.above,  # the line is always in sight
                   "scaleDistribution": {"type": "log", "log": 10} if panel.log else {"type": "linear"}}  # fmt: skip
         options = {
             "legend": {"displayMode": "list", "placement": "bottom"},

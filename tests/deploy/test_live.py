@@ -1,7 +1,9 @@
-"""A real Prometheus scrapes a real worker and a real trainer; every query of every dashboard returns numbers."""
+"""A real Prometheus scrapes a real worker and a real trainer; every query returns numbers, every dashboard is drawn."""
 
 import math
 import shutil
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,7 +15,7 @@ import yaml
 
 from streams.children import Child
 from tests.deploy.exported import DEPLOY
-from tests.deploy.test_grafana import filled, queries
+from tests.deploy.test_grafana import DASHBOARDS, GRAFANA, filled, queries
 from tests.streams.event_log import Record, event_log
 from tests.streams.worker_cluster import Cluster, open_cluster
 from tests.streams.worker_process import Worker, free_port, wait_for
@@ -27,7 +29,7 @@ pytestmark = [
     ),
 ]
 WINDOW = "15s"  # what Grafana would put for $__rate_interval at this scrape interval, and more than one flush
-WITHOUT_DATA = {"recstream_trainer_epsilon > 0"}  # nothing is trained with differential privacy here
+WITHOUT_DATA = {"recstream_trainer_epsilon > 0": "Privacy spent"}  # nothing is trained with differential privacy here
 
 
 class Prometheus:
@@ -103,7 +105,9 @@ def prometheus(cluster: Cluster, tmp_path: Path) -> Iterator[Prometheus]:
         started.close()
 
 
-def test_every_query_of_every_dashboard_returns_data(cluster: Cluster, prometheus: Prometheus) -> None:
+def test_every_query_of_every_dashboard_returns_data_and_is_drawn(
+    cluster: Cluster, prometheus: Prometheus, tmp_path: Path
+) -> None:
     events = event_log(count=20_000, users=80, items=60, seed=3)
     broken = [Record(e.topic, e.partition, e.key, b"{", e.timestamp_ms) for e in events[:200]]
     records = [record for pair in zip(events[:200], broken, strict=True) for record in pair] + events[200:]
@@ -115,6 +119,20 @@ def test_every_query_of_every_dashboard_returns_data(cluster: Cluster, prometheu
         if not waiting:
             break
     assert not waiting, f"no data: {waiting}\n{cluster.output()}"
+
+    cluster.load(records[start + 400 : start + 2400], rate=200).finish()  # 10 s: points of a range are 4 s apart
+    for name, dashboard in DASHBOARDS.items():
+        png = tmp_path / f"{name}.png"
+        options = ["--prometheus", prometheus.url, "--minutes", "2", "--scrape-seconds", "4", "--out", str(png)]
+        drawn = subprocess.run(
+            [sys.executable, str(GRAFANA / "preview.py"), name, *options],
+            env=cluster.environment(), capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        without = [panel["title"] for panel in dashboard["panels"] if panel["title"] in WITHOUT_DATA.values()]
+        assert drawn.stderr.endswith(
+            f"{len(dashboard['panels'])} panels, no data in {', '.join(without) or 'none'}\n"
+        ), drawn.stderr
+        assert png.read_bytes().startswith(b"\x89PNG") and 100_000 < png.stat().st_size < 1_000_000
 
     groups = prometheus.get("rules")["groups"]
     bad = [rule["name"] for group in groups for rule in group["rules"] if rule["health"] != "ok"]
