@@ -137,15 +137,19 @@ class Prometheus:
         """
         address = f"{self.url}/api/v1/{path}?{urllib.parse.urlencode(parameters)}"
         try:
-            with urllib.request.urlopen(address, timeout=30) as reply:
-                return list(json.load(reply)["data"]["result"])
-        except urllib.error.HTTPError as error:
-            what, why = f"Prometheus refuses the query {parameters['query']}", error.read(400).decode(errors="replace")
-            raise RecstreamError(what, why or str(error), f"try it at {self.url}/graph") from error
-        except (OSError, ValueError, LookupError) as error:  # no server; no JSON; another program's JSON
+            try:
+                with urllib.request.urlopen(address, timeout=30) as reply:
+                    answer = json.load(reply)
+            except urllib.error.HTTPError as error:
+                answer = json.load(error)  # what is wrong with the query
+            if answer["status"] == "success":
+                return list(answer["data"]["result"])
+        except (OSError, ValueError, LookupError, TypeError) as error:  # no server; no JSON; another program's JSON
             what, why = f"no answer of Prometheus at {self.url}", str(getattr(error, "reason", error))
             fix = "docker compose up --detach prometheus, or name yours with --prometheus http://HOST:9090"
             raise RecstreamError(what, why, fix) from error
+        what, why = f"Prometheus refuses the query {parameters['query']}", answer.get("error", "it does not say why")
+        raise RecstreamError(what, why, f"try it at {self.url}/graph")
 
     def points(self, expr: str, name: str, window: Window) -> list[Series]:
         """A query over the window, each series (T,) with NaN where it has no value."""

@@ -3,6 +3,8 @@
 import doctest
 import sys
 from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from threading import Thread
 from typing import Any
 
 import numpy as np
@@ -133,6 +135,15 @@ def test_a_prometheus_that_is_not_there(preview, capsys, tmp_path):
     assert status == 1 and not out.exists()
     assert f"error: no answer of Prometheus at {url}\n" in text
     assert "why: " in text and "fix: docker compose up --detach prometheus" in text
+
+
+def test_a_server_that_is_no_prometheus(preview, capsys):
+    with ThreadingHTTPServer(("127.0.0.1", 0), BaseHTTPRequestHandler) as server:  # answers every GET with 501 and HTML
+        Thread(target=server.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{server.server_port}"
+        status, text = _refused(preview, capsys, "overview", "--prometheus", url)
+        server.shutdown()
+    assert status == 1 and f"error: no answer of Prometheus at {url}\n" in text
 
 
 def test_a_dashboard_that_is_not_there(preview, capsys):
