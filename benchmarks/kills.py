@@ -32,7 +32,7 @@ from benchmarks.harness.processes import BenchmarkError, Cores
 from benchmarks.harness.program import OUT, Json, Out, conclude, run
 from benchmarks.harness.report import console, save, table
 from models.finetune import fine_tune
-from models.learner import Job, fine_settings
+from models.learner import Job, carried_by, fine_settings
 from models.registry import Registry
 from models.tables import Events
 from state.replay_buffer import ReplayBuffer, ReplaySettings
@@ -172,6 +172,8 @@ class _Drill:
             kept.mkdir(parents=True)
             for name in ("pass.json", "sample.replay"):
                 shutil.copy(self._home / "pass" / name, kept / name)
+            if (self._home / "carried").exists():
+                shutil.copytree(self._home / "carried", kept / "carried")
         made = [self._registry.describe(name).lineage["pass"] for name in self._registry.versions()]
         phase = "published" if head["id"] in made else "training"
         if phase == "training" and not (self._home / "pass" / "checkpoint.pt").exists():
@@ -226,7 +228,8 @@ class _Drill:
         torch.set_num_threads(self._settings.trainer_threads)
         with console.status(f"running {made.name} again without interruption"):
             fine = fine_settings(learn_settings(self._settings), Job(**head, sample=sample))
-            candidate = fine_tune(parent, sample, fine, head["seed"], anew=head["anew"])
+            carried = None if parent is None else carried_by(kept / "carried", parent)
+            candidate = fine_tune(parent, sample, fine, head["seed"], anew=head["anew"], carried=carried)
         if candidate is None or candidate.vocabulary != made.vocabulary:
             return False
         again = candidate.network.state_dict()

@@ -2,7 +2,7 @@
 
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from pickle import UnpicklingError
@@ -59,15 +59,20 @@ class Course:
         self._losses: list[float] = []
         self._learnt = 0
 
-    def run(self, source: Histories, learn: NDArray[np.bool_], every: int) -> list[float] | None:
+    def run(self, source: Histories, learn: Sequence[NDArray[np.bool_]], every: int) -> list[float] | None:
         """Train to the end, a checkpoint after every so many batches and after each epoch.
+
+        Args:
+            source: The histories.
+            learn: Which events each epoch learns, (N,) each.
+            every: Batches between two checkpoints.
 
         Returns:
             Mean loss of each epoch, None when `progress` stopped it.
         """
         self._resume()
         stopped = False
-        targets, batches = int(learn.sum()), 0
+        targets, batches = [int(part.sum()) for part in learn], 0
 
         def report(share: float, loss: float) -> bool:
             nonlocal stopped, batches
@@ -75,18 +80,19 @@ class Course:
             if self._progress is not None:
                 epoch = self._trainer.finished + 1
                 done = (epoch - 1 + share) / self._epochs
-                step = Step(done, epoch, self._epochs, loss, self._learnt + int(share * targets))
+                step = Step(done, epoch, self._epochs, loss, self._learnt + int(share * targets[epoch - 1]))
                 stopped = self._trainer.ranks.any(bool(self._progress(step)))
             if stopped or batches % every == 0:
                 self._save()
             return stopped
 
         while self._trainer.finished < self._epochs:
-            loss = self._trainer.epoch(source, report, learn)
+            epoch = self._trainer.finished
+            loss = self._trainer.epoch(source, report, learn[epoch])
             if stopped:
                 return None
             self._losses.append(loss)
-            self._learnt += targets
+            self._learnt += targets[epoch]
             self._save()
             if not math.isfinite(loss):
                 break

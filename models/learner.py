@@ -13,6 +13,10 @@ and goes through these steps, each of which may be repeated after a kill without
     publish          a version whose lineage names this pass is found again instead of being published twice
     promote          only where the version trained from still serves
     finish           the directory goes, once the caller has told everybody
+
+Beside it, `carried/` has what passes hand on (`models.average`), by the name of the pass: written before the version is
+published, deleted when the version that serves is of another pass. Where it is lost, the next pass begins with the
+version's own weights.
 """
 
 import hashlib
@@ -25,6 +29,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
 
+from models.average import Carried, forget_others
 from models.finetune import Candidate, FineTuneSettings, Step, fine_tune, gate, unseen
 from models.gate import Verdict
 from models.registry import Registry, Version, VersionRefused
@@ -44,7 +49,7 @@ class LearnSettings:
     Attributes:
         recent: Most of the newest events of a pass, all learnt: four times as many as are new to the version that it
             starts from, so that each event is among them in four passes and a pass costs in proportion to what is new.
-        reservoir: Most of the older events of a pass, drawn at random: as many as newest ones.
+        reservoir: Most of the older events of an epoch, drawn at random: as many as newest ones, others in each.
         fine_least: Fewest events that growth is counted from.
         changed_least: The same since a change: until it has grown from there, the model is patched, not fitted anew.
         changed_epochs: Passes over what followed a change, while that fits into the recent window.
@@ -137,6 +142,7 @@ class Learner:
     ) -> None:
         self.registry, self.settings, self.device = registry, settings or LearnSettings(), device
         self._directory, self._origin = directory / "pass", dict(origin or {})
+        self._carried = directory / "carried"
         self._missed = 0  # the change whose aftermath alone no longer makes a better model
 
     def begin(self, buffer: ReplayBuffer, trigger: str, changed_at: int | None = None) -> Job | None:
@@ -168,7 +174,7 @@ class Learner:
         if not anew and not since:
             recent = min(recent, _TIMES_RECENT * (seen - int(lineage.get("seen", 0))))
         recent = min(recent, seen - since)
-        reservoir = min(reservoir, recent, seen - since - recent)
+        reservoir = min(settings.fine.epochs * min(reservoir, recent), seen - since - recent)
         sample = buffer.sample(recent, reservoir, _seed(settings.seed, seen), since)
         digest = hashlib.sha256(f"{parent} {seen} {trigger} {sorted(sample.offsets.items())}".encode())
         job = Job(digest.hexdigest()[:16], parent, anew, sample.seed, trigger, since, seen if anew else fitted, sample)
@@ -218,6 +224,7 @@ class Learner:
                 self.device,
                 self._directory / "checkpoint.pt",
                 anew=job.anew,
+                carried=None if parent is None else carried_by(self._carried, parent),
             )
             if candidate is None:
                 return None
@@ -225,6 +232,8 @@ class Learner:
             verdict = gate(candidate, parent, job.sample, self.settings.fine, job.seed, strict=strict)
             if not candidate.finite:  # no registry takes it
                 return Outcome(None, False, {"gate": verdict.to_dict()}, candidate.lineage)
+            if candidate.carried is not None:
+                candidate.carried.save(self._carried / f"{job.id}.safetensors")
             published = self._publish(job, candidate, verdict, now_ms)
         summary = self.registry.describe(published)
         promoted = bool(summary.metrics["gate"]["promoted"])
@@ -242,7 +251,10 @@ class Learner:
         shutil.rmtree(self._directory, ignore_errors=True)
 
     def tidy(self) -> list[str]:
-        """Delete versions beyond `keep_versions`; returns their names."""
+        """Delete versions beyond `keep_versions`, and what nobody will go on from; returns the versions' names."""
+        serving = self.registry.current()
+        if serving is not None:
+            forget_others(self._carried, str(self.registry.describe(serving).lineage.get("pass")))
         return self.registry.retention(self.settings.keep_versions)
 
     def _parent(self, job: Job) -> Version | None:
@@ -291,6 +303,12 @@ def figures_of(candidate: Candidate, verdict: Verdict) -> dict[str, Any]:
     }
 
 
+def carried_by(folder: Path, version: Version) -> Carried | None:
+    """Where the training of a version stood; None where nothing was kept of it."""
+    made_by = version.lineage.get("pass")
+    return Carried.load(folder / f"{made_by}.safetensors", version.network()) if made_by else None
+
+
 def published_by(registry: Registry, identity: str) -> str | None:
     """The version whose lineage names this pass, None when it has published none lately."""
     for name in reversed(registry.versions()[-_RECENT_VERSIONS:]):
@@ -307,7 +325,8 @@ def fine_settings(settings: LearnSettings, job: Job) -> FineTuneSettings:
     fine = settings.fine
     if not job.since or job.anew or job.sample.seen - job.since > settings.recent:
         return fine
-    training = replace(fine.training, learning_rate=settings.changed_rate)
+    # An average over earlier passes would hold on to what is true no more.
+    training = replace(fine.training, learning_rate=settings.changed_rate, averaged=0.0)
     return replace(fine, epochs=settings.changed_epochs, training=training)
 
 

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import numpy as np
@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from models.average import Average, Carried
 from models.network import Network
 from models.objective import Beside, NextItemLoss
 from models.passes import Pass, initial_states, lay_out
@@ -39,6 +40,8 @@ class TrainingSettings:
         negatives: Negatives of a sampled softmax.
         bfloat16: Run the forward pass under bfloat16 autocast; None: on CUDA.
         compiler: Backend of torch.compile for the scores and their loss, empty for none; None: inductor on CUDA.
+        averaged: Share of the running average of weights that an update keeps. The average is the result, and the
+            rate stays at its peak: one pass goes on where the last one ended. 0: no average, the rate falls to 0.
     """
 
     learning_rate: float = 0.01
@@ -53,12 +56,17 @@ class TrainingSettings:
     negatives: int = 4096
     bfloat16: bool | None = None
     compiler: str | None = None
+    averaged: float = 0.0
 
 
 # What the stream's models are fitted with. A network of this size lacks updates, and on a core small batches cost
 # little more than large ones: 5 epochs in batches of 400 steps ranked as well as 9 to 14 in batches of 1,600, on three
 # logs. Windows of 25 steps, which start from the true state, ranked as well as 100 and more of them stand side by side.
 SMALL_BATCHES: Final = TrainingSettings(window=25, batch_steps=400)
+# A pass by itself over what is new to a network.
+ONE_PASS: Final = replace(SMALL_BATCHES, learning_rate=0.005, warmup=0.1)
+# One of many passes (`models.average`): the average is over about 500 updates, three or four passes of 20,000 events.
+PASS_AFTER_PASS: Final = replace(SMALL_BATCHES, learning_rate=0.002, warmup=0.1, averaged=0.998)
 
 
 class Trainer:
@@ -74,6 +82,8 @@ class Trainer:
         seed: Randomness of windows, order, dropout and negatives; the same seed gives the same network on one machine.
         settings: How to train.
         beside: What is minimised together with the loss of the next item.
+        carried: Where an earlier pass left off, for a network whose weights are that pass's average; used where the
+            settings have an average.
     """
 
     def __init__(
@@ -84,6 +94,7 @@ class Trainer:
         seed: int,
         settings: TrainingSettings,
         beside: Beside | None = None,
+        carried: Carried | None = None,
     ) -> None:
         self.network, self.settings, self.epochs = network, settings, epochs
         self._device = network.item_bias.device
@@ -96,6 +107,12 @@ class Trainer:
             [{"params": matrices, "weight_decay": settings.weight_decay}, {"params": vectors, "weight_decay": 0.0}],
             lr=settings.learning_rate,
         )
+        self._average: Average | None = None
+        self._goes_on = False  # from where an earlier pass left off: there is nothing to warm up
+        if settings.averaged:
+            self._average = Average(network, settings.averaged, None if carried is None else carried.ages)
+            if carried is not None:
+                self._go_on(carried)
         sampler = None
         if network.config.items > settings.sampled_above:
             sampler = Sampler.of(torch.from_numpy(counts).to(self._device), settings.negatives)
@@ -151,6 +168,7 @@ class Trainer:
             "optimizer": self._optimizer.state_dict(),
             "order": json.dumps(self._order.bit_generator.state),
             "random": self.ranks.gathered(random),
+            "average": None if self._average is None else self._average.state(),
             "finished": self._finished,
             "begun": None
             if begun is None
@@ -174,6 +192,8 @@ class Trainer:
         alike = len(state["random"]) == self.ranks.ranks
         if alike:
             self._torch_state = state["random"][self.ranks.rank]
+        if self._average is not None:
+            self._average.restore(state["average"])
         self._finished = state["finished"]
         begun = state["begun"]
         self._begun = None
@@ -187,6 +207,29 @@ class Trainer:
     def finished(self) -> int:
         """Epochs finished."""
         return self._finished
+
+    def conclude(self) -> Carried | None:
+        """After the last epoch: give the network its average. Returns where training stood; None without an average."""
+        if self._average is None:
+            return None
+        moments = [self._optimizer.state[parameter] for parameter in self.network.parameters()]
+        names = [name for name, _ in self.network.named_parameters()]
+        trained = {name: weight.detach().cpu().clone() for name, weight in self.network.named_parameters()}
+        first, second = (
+            {name: moment[kind].cpu() for name, moment in zip(names, moments, strict=True)}
+            for kind in ("exp_avg", "exp_avg_sq")
+        )
+        self._average.serve()
+        return Carried(trained, first, second, int(moments[0]["step"]), self._average.ages.cpu())
+
+    def _go_on(self, carried: Carried) -> None:
+        self._goes_on = True
+        step = torch.tensor(float(carried.steps))
+        with torch.no_grad():
+            for name, parameter in self.network.named_parameters():
+                parameter.copy_(carried.weights[name])
+                first, second = (part[name].to(self._device).clone() for part in (carried.first, carried.second))
+                self._optimizer.state[parameter] = {"step": step.clone(), "exp_avg": first, "exp_avg_sq": second}
 
     def _begin(self, source: Histories, wanted: NDArray[np.bool_] | None) -> "_Begun":
         order = self._order.bit_generator.state
@@ -208,8 +251,10 @@ class Trainer:
         return lay_out(source, settings.window, steps, rng, wanted)
 
     def _schedule(self, progress: float) -> None:
-        warm = min(1.0, (progress + 1e-3) / self.settings.warmup) if self.settings.warmup else 1.0
-        rate = self.settings.learning_rate * warm * (0.5 + 0.5 * float(np.cos(np.pi * min(progress, 1.0))))
+        warms = self.settings.warmup and not self._goes_on
+        warm = min(1.0, (progress + 1e-3) / self.settings.warmup) if warms else 1.0
+        falling = 1.0 if self._average else 0.5 + 0.5 * float(np.cos(np.pi * min(progress, 1.0)))
+        rate = self.settings.learning_rate * warm * falling
         for group in self._optimizer.param_groups:
             group["lr"] = rate
 
@@ -232,6 +277,8 @@ class Trainer:
         loss.backward()
         nn.utils.clip_grad_norm_(self.network.parameters(), self.settings.clip)
         self._optimizer.step()
+        if self._average is not None:
+            self._average.update()
         return loss.item() / self.ranks.ranks, count  # summed over ranks at the end of the epoch
 
     def _everywhere(self, begun: "_Begun") -> float:

@@ -24,6 +24,7 @@ from models.finetune import FineTuneSettings
 from models.learner import Learner, LearnSettings, Outcome
 from models.private import PrivacySettings, accountant
 from models.registry import Registry
+from models.training import ONE_PASS, PASS_AFTER_PASS
 from models.vocabulary import VocabularySettings
 from state.pseudonyms import Pseudonyms
 from state.replay_buffer import ReplayBuffer, ReplaySettings
@@ -113,6 +114,7 @@ def learn_settings(settings: Settings, privacy: PrivacySettings | None = None) -
         seed=settings.trainer_seed,
         fine=FineTuneSettings(
             epochs=settings.train_epochs,
+            training=PASS_AFTER_PASS if privacy is None else ONE_PASS,
             cell=settings.model_cell,
             hidden=settings.model_hidden,
             embedding=settings.model_embedding,

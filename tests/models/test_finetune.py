@@ -80,7 +80,7 @@ def test_the_held_out_slice_is_new_to_parent_and_candidate(sample: Sample, tmp_p
     assert held[sample.recent].sum() == 200
     assert sample.times_ms[held].min() > sample.times_ms[~held].max()
     growth = grow([""], sample, VocabularySettings())
-    source, learn = training_part(sample, growth, settings, None)
+    source, learn, _ = training_part(sample, growth, settings, None)
     assert source.times_ms.max() < sample.times_ms[held].min()
     assert learn.sum() > 0
     parent = published(fine_tune(None, sample, settings, seed=1), tmp_path / "registry")

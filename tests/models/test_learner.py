@@ -71,10 +71,36 @@ def test_a_pass_costs_in_proportion_to_what_is_new(begun: tuple[Learner, ReplayB
     assert job is not None and not job.anew
     assert job.sample.recent.sum() == 440
     older = int((job.sample.learn & ~job.sample.recent).sum())
-    assert 300 < older <= 440  # blocks of 64
+    assert 740 < older <= 880  # as many for each of two epochs, in blocks of 64
     feed(buffer, rows[1_610:])
     job = learner.begin(buffer, "events")
     assert job is not None and job.sample.recent.sum() == SETTINGS.recent
+
+
+def test_passes_go_on_from_one_another_whatever_is_killed_in_between(begun: tuple[Learner, ReplayBuffer]) -> None:
+    learner, buffer = begun
+    going_on = replace(FINE, training=replace(FINE.training, learning_rate=0.01, averaged=0.9))
+    learner.settings = replace(SETTINGS, fine=going_on)
+    rows = stream(2_700)
+    run(learner, learner.begin(buffer, "cold-start"))
+    steps = []
+    for upto in (1_900, 2_300, 2_700):
+        feed(buffer, rows[buffer.seen : upto])
+        job = learner.begin(buffer, "events")
+        assert job is not None and not job.anew
+        assert learner.run(job, lambda step: step.done > 0.4) is None  # as a kill would
+        again = learner_in(learner._directory.parent, learner.settings)
+        outcome = run(again, again.pending())
+        assert outcome.promoted, outcome.metrics
+        steps.append(outcome.lineage["goes_on_from_update"])
+        again.tidy()
+        assert [path.stem for path in learner._carried.iterdir()] == [job.id]
+    assert steps[0] is None
+    assert 0 < steps[1] < steps[2]
+    for path in learner._carried.iterdir():
+        path.write_bytes(b"damaged")
+    feed(buffer, stream(3_000)[2_700:])
+    assert run(learner, learner.begin(buffer, "events")).lineage["goes_on_from_update"] is None
 
 
 def test_nothing_new_is_no_pass(begun: tuple[Learner, ReplayBuffer]) -> None:
