@@ -28,7 +28,9 @@ class GateSettings:
         risk: Promoted while the resampled probability of losing more than the margin is at most this. A slice of some
             hundred events tells a bad candidate from a good one, not a good one from its twin: at 0.5 a third of the
             good ones were lost to chance, and a stale model loses more than a slightly worse one.
-        strict_risk: The same for candidates that learnt only what followed an alarm, which may have been a false one.
+        strict_risk: Most probability, without a margin, that a candidate which learnt only what followed an alarm is
+            worse: after a change of the stream it is better by far, after a false alarm it has forgotten much. Let
+            through when it was about as good, two of them took the model alone on MovieLens-100K from HR@10 .15 to .12.
         resamples: Bootstrap resamples.
         fewest_events: On fewer the gate cannot tell: a first model may serve, the model being served is kept.
     """
@@ -36,7 +38,7 @@ class GateSettings:
     margin: float = 0.05
     least_margin: float = 0.002
     risk: float = 0.8
-    strict_risk: float = 0.5
+    strict_risk: float = 0.2
     resamples: int = 1_000
     fewest_events: int = 50
 
@@ -131,7 +133,7 @@ def judge(
         strict: Ask for more, as the settings say.
     """
     mine, theirs = dict(quality(candidate)), dict(quality(rival))
-    margin = max(settings.margin * theirs["ndcg@10"], settings.least_margin)
+    margin = 0.0 if strict else max(settings.margin * theirs["ndcg@10"], settings.least_margin)
     owners = np.unique(users, return_inverse=True)[1]
     differences = _resampled(_gains(candidate) - _gains(rival), owners, settings.resamples, seed)
     difference = float((_gains(candidate) - _gains(rival)).mean()) if len(candidate) else 0.0
