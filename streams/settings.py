@@ -73,9 +73,9 @@ class Settings(BaseSettings):
     )
     train_recent_events: int = Field(10_000, ge=100, description="most of the newest events of a training")
     train_reservoir_events: int = Field(
-        10_000, ge=0, description="most of the older events of a pass over them, drawn at random"
+        10_000, ge=0, description="most of the older events of each epoch, drawn at random"
     )
-    train_epochs: int = Field(3, ge=1, le=100, description="passes over the newest events, each with other older ones")
+    train_epochs: int = Field(3, ge=1, le=100, description="passes over the newest events")
     model_cell: Literal["gru", "lstm"] = Field("gru", description="recurrent cell of a model the trainer fits anew")
     model_hidden: int = Field(128, ge=1, le=4096, description="width of its user state")
     model_embedding: int = Field(64, ge=1, le=4096, description="width of its item vectors")

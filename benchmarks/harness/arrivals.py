@@ -1,6 +1,7 @@
 """A consumer that only dates what arrives, so that it keeps up beside a loader; it is parsed after the run."""
 
 import asyncio
+import gc
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -92,7 +93,12 @@ class Arrivals:
 
 @asynccontextmanager
 async def arriving(address: str, topic: str, partitions: int) -> AsyncIterator[Arrivals]:
-    """Date every record of a topic from its beginning on."""
+    """Date every record of a topic from its beginning on.
+
+    Meanwhile this process collects no cyclic garbage: going through a million kept messages stopped the clock and the
+    loader beside it for 0.5 to 0.8 s, every 15 to 30 s at 10,000 events/s.
+    """
+    gc.disable()
     async with AIOKafkaConsumer(bootstrap_servers=address, check_crcs=False, fetch_max_wait_ms=10) as consumer:
         consumer.assign([TopicPartition(topic, partition) for partition in range(partitions)])
         await consumer.seek_to_beginning()
@@ -103,3 +109,4 @@ async def arriving(address: str, topic: str, partitions: int) -> AsyncIterator[A
         finally:
             reading.cancel()
             await asyncio.gather(reading, return_exceptions=True)
+            gc.enable()
