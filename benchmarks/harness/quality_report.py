@@ -164,9 +164,10 @@ def _goals(result: dict[str, Any]) -> str:
 
 def _compared(mine: dict[str, Any], other: dict[str, Any]) -> list[str]:
     cells = []
+    unfinished = ", theirs not converged" if "not converged" in other.get("note", "") else ""
     for side in SIDES:
         a, b = mine[side]["ndcg@10"], other[side]["ndcg@10"]
-        cells.append(f"{a:.4f} against {b:.4f}: {'reached' if a >= b else '**missed**'}")
+        cells.append(f"{a:.4f} against {b:.4f}: {'reached' if a >= b else '**missed**'}{unfinished}")
     return cells
 
 
