@@ -170,7 +170,7 @@ class Compute:
         metrics.rehydrations.inc(sum(note.advanced.rehydrated for note in noted))
         for version in {note.advanced.model_version for note in noted}:
             sent = sum(len(note.advanced.listed) for note in noted if note.advanced.model_version == version)
-            metrics.recommendations.labels(version).inc(sent)
+            metrics.count_sent(version, sent)
         metrics.observe_ranks(
             self._names,
             np.concatenate([note.advanced.ranks for note in noted]),

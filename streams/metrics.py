@@ -2,6 +2,7 @@
 
 import threading
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from typing import Final
 
 import numpy as np
@@ -12,6 +13,7 @@ from prometheus_client.registry import Collector
 
 LATENCY_BUCKETS: Final = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 BATCH_BUCKETS: Final = (1, 2, 5, 10, 25, 50, 100, 250, 500, 1000, 2500, 5000)
+_VERSIONS_KEPT: Final = 16  # that have series of their own
 _QUALITY_MEMORY: Final = 10_000  # tested events over which the live quality gauges average
 
 
@@ -149,7 +151,27 @@ class Metrics:
         self.ready = Gauge("recstream_ready", "1 while state is restored and events are processed", registry=r)
         self.behind: int | None = None  # all of `lag` together, None until it was looked at
         self.live: dict[str, LiveQuality] = {}
+        self._by_version = (self.recommendations, self.tested, self.hits, self.hit_rate, self.mrr)
+        self._versions: dict[str, None] = {}  # that have series, the one used last at the end
         self.live_popularity = LiveQuality()
+
+    def count_sent(self, version: str, recommendations: int) -> None:
+        """Count recommendations that a version made."""
+        self._use(version)
+        self.recommendations.labels(version).inc(recommendations)
+
+    def _use(self, version: str) -> None:
+        """Keep series of the versions used last only: a trainer makes hundreds a day, each with five."""
+        self._versions.pop(version, None)
+        self._versions[version] = None
+        if len(self._versions) <= _VERSIONS_KEPT:
+            return
+        oldest = next(iter(self._versions))
+        del self._versions[oldest]
+        self.live.pop(oldest, None)
+        for metric in self._by_version:
+            with suppress(KeyError):  # it made no list, or none of its lists was tested
+                metric.remove(oldest)
 
     def observe_ranks(
         self, names: dict[int, str], ranks: NDArray[np.int32], models: NDArray[np.uint32], popular: NDArray[np.int32]
@@ -168,6 +190,7 @@ class Metrics:
         for fingerprint in np.unique(models[tested]).tolist():
             name = names.get(fingerprint, f"{fingerprint:08x}")
             of_model = ranks[tested & (models == fingerprint)]
+            self._use(name)
             self.tested.labels(name).inc(len(of_model))
             self.hits.labels(name).inc(int((of_model > 0).sum()))
             quality = self.live.setdefault(name, LiveQuality())

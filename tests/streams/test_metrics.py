@@ -88,6 +88,24 @@ def test_ranks_are_counted_by_the_version_that_made_the_list_and_popularity_on_t
     assert found["recstream_live_popularity_hit_rate", ()] == pytest.approx(3 / 5)
 
 
+def test_only_the_versions_used_last_have_series():
+    metrics = Metrics()
+    metrics.count_sent("v0001", 5)
+    for number in range(100):
+        metrics.count_sent(f"v{number:04}", 1)
+        metrics.observe_ranks(
+            {number: f"v{number:04}"}, np.ones(1, np.int32), np.array([number], np.uint32), np.ones(1)
+        )
+        metrics.count_sent("v0001", 1)  # still in use
+    found = samples(metrics.registry)
+    for name in ("recommendations_total", "live_tested_total", "live_hits_total", "live_hit_rate", "live_mrr"):
+        versions = {dict(labels)["model_version"] for key, labels in found if key == f"recstream_{name}"}
+        assert {"v0099", "v0001"} <= versions | {"v0001"}
+        assert len(versions) <= 16, name
+    assert found["recstream_recommendations_total", (("model_version", "v0001"),)] == 106
+    assert len(metrics.live) <= 16
+
+
 def test_nothing_tested_changes_nothing():
     metrics = Metrics()
     before = ours(metrics)
