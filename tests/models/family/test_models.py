@@ -152,6 +152,15 @@ def test_epochs_follow_the_amount_of_data():
     assert epochs_for(replace(large, effort=1e-9), 1e5, 16) == 3
 
 
+def test_a_recurrent_model_stops_when_held_out_events_are_ranked_no_better():
+    given, told = replace(lesson(walks(users=40)), effort=1.0), list[float]()
+    noise = np.random.default_rng(0).integers(1, ITEMS, len(given.source)).astype(np.int32)
+    given.source.items[:] = noise  # nothing held out can be foretold
+    model = Gru(ITEMS, hidden=8, embedding=6)
+    model.fit(replace(given, report=lambda share, note: told.append(share)))
+    assert max(told) < 0.9
+
+
 def test_a_log_too_long_for_one_epoch_is_learnt_in_part():
     given = lesson(walks(users=60))
     assert 0 < epochs_for(replace(given, effort=1.0), 1e12, 16) < 1

@@ -1,6 +1,5 @@
 from dataclasses import replace
 
-import numpy as np
 import pytest
 import torch
 
@@ -108,16 +107,6 @@ def test_losses_fall_with_the_score_of_the_target():
         assert loss(3 * table[targets]) < loss(torch.zeros(3, 30)), name
     exact = torch.nn.functional.cross_entropy(torch.zeros(3, 29), torch.tensor([0, 1, 2]))
     assert losses["full"](torch.zeros(3, 30)) == pytest.approx(exact.item(), rel=1e-5)
-
-
-def test_training_stops_early_and_keeps_the_best_epoch():
-    given, told = replace(lesson(walks(users=40)), effort=1.0), list[float]()
-    noise = np.random.default_rng(0).integers(1, ITEMS, len(given.source)).astype(np.int32)
-    given.source.items[:] = noise  # nothing held out can be foretold
-    model = Transformer(ITEMS, width=8, reach=3)
-    model.patience = 0.25
-    model.fit(replace(given, report=lambda share, note: told.append(share)))
-    assert max(told) < 0.9
 
 
 def test_a_report_can_stop_it():
