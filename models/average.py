@@ -24,6 +24,7 @@ from torch import Tensor
 
 from models.network import Network
 from models.vocabulary import Growth
+from state.errors import StateError
 
 BY_ROW: Final = ("item_embedding.weight", "item_bias")  # parameters with a row for each item
 GROWN: Final = 1 << 20  # updates after which an item's average is as long as any
@@ -66,16 +67,24 @@ class Carried:
         return Carried(rows(self.weights, fresh), rows(self.first, none), rows(self.second, none), self.steps, ages)
 
     def save(self, path: Path) -> None:
-        """Write it, whole or not at all."""
+        """Write it, whole or not at all.
+
+        Raises:
+            StateError: The disk refuses.
+        """
         parts = {"weights": self.weights, "first": self.first, "second": self.second}
         tensors = {f"{part}/{name}": tensor for part, named in parts.items() for name, tensor in named.items()}
         tensors |= {"ages": self.ages, "steps": torch.tensor([self.steps])}
-        path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_suffix(".new")
-        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary)
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary)
+            with temporary.open("rb") as file:
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        except (OSError, SafetensorError) as exc:
+            what = f"cannot write what a training pass hands on to {path.parent}"
+            raise StateError(what, str(exc), "check the disk and the directory's permissions") from exc
 
     @classmethod
     def load(cls, path: Path, like: Network) -> "Carried | None":
@@ -126,7 +135,7 @@ class Average:
         moved = 1 - torch.clamp((1 + age) / (_YOUNG + age), max=self._kept)
         for name in BY_ROW:
             new, old = self._parameters[name], self._weights[name]
-            old.add_((new - old) * (moved if old.ndim == 1 else moved[:, None]))
+            old.lerp_(new, moved if old.ndim == 1 else moved[:, None])
         self.ages += 1
 
     @torch.no_grad()
@@ -147,7 +156,7 @@ class Average:
 
 
 def forget_others(folder: Path, name: str) -> None:
-    """Delete what was carried for passes other than the one named."""
-    for path in folder.glob("*.safetensors") if folder.is_dir() else ():
-        if path.stem != name:
+    """Delete what was carried for passes other than the one named, and what a kill left half written."""
+    for path in folder.iterdir() if folder.is_dir() else ():
+        if path.name != f"{name}.safetensors":
             path.unlink(missing_ok=True)

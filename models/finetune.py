@@ -94,7 +94,7 @@ class Candidate:
         network: In evaluation mode, on the CPU.
         vocabulary: Item id of every row.
         loss: Mean training loss of each epoch.
-        targets: Events learnt per epoch.
+        targets: Events learnt in the pass, older ones not in each epoch.
         added: Items new against the parent.
         expired: Items that left.
         lineage: Where it came from: parent, sample, seed, settings.

@@ -25,6 +25,7 @@ import math
 import os
 import shutil
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
@@ -254,7 +255,8 @@ class Learner:
         """Delete versions beyond `keep_versions`, and what nobody will go on from; returns the versions' names."""
         serving = self.registry.current()
         if serving is not None:
-            forget_others(self._carried, str(self.registry.describe(serving).lineage.get("pass")))
+            with suppress(VersionRefused):  # damaged: nobody can tell what it goes on from
+                forget_others(self._carried, str(self.registry.describe(serving).lineage.get("pass")))
         return self.registry.retention(self.settings.keep_versions)
 
     def _parent(self, job: Job) -> Version | None:

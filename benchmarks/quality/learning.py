@@ -40,7 +40,7 @@ class PassDone:
         serves_from: Events seen when its version was taken up, None when it was not promoted.
         trigger: Why it began.
         origin: First fit, fitted anew or fine-tuned.
-        events: Events it learnt from, per epoch.
+        events: Events it learnt from, older ones not in each epoch.
         cpu_seconds: What training, judging and publishing took of one core.
         candidate: Its NDCG@10 at the gate.
         rival: NDCG@10 of what it was compared with.

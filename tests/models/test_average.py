@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 import torch
 
-from models.average import BY_ROW, GROWN, Average, Carried
+from models.average import BY_ROW, GROWN, Average, Carried, forget_others
 from models.finetune import shares
 from models.network import Network, NetworkConfig
 from models.training import PASS_AFTER_PASS, Trainer
 from models.vocabulary import VocabularySettings, grow, transplant
+from state.errors import StateError
 from tests.models.learning import a_buffer, feed, stream
 from tests.models.test_training import ITEMS, cycling
 
@@ -120,6 +121,20 @@ def test_it_comes_back_from_disk_as_it_was(tmp_path: Path):
     assert torch.equal(read.ages, left.ages)
     for part in ("weights", "first", "second"):
         assert all(torch.equal(tensor, getattr(read, part)[name]) for name, tensor in getattr(left, part).items())
+
+
+def test_a_disk_that_refuses_is_named(tmp_path: Path):
+    (tmp_path / "file").write_text("not a directory")
+    with pytest.raises(StateError, match="cannot write what a training pass hands on"):
+        one_pass(a_network()).save(tmp_path / "file" / "pass.safetensors")
+
+
+def test_others_and_halves_are_deleted(tmp_path: Path):
+    for name in ("mine.safetensors", "other.safetensors", "mine.new"):
+        (tmp_path / name).write_text("")
+    forget_others(tmp_path, "mine")
+    forget_others(tmp_path / "nowhere", "mine")
+    assert [path.name for path in tmp_path.iterdir()] == ["mine.safetensors"]
 
 
 @pytest.mark.parametrize("harm", ["gone", "cut", "other shape"])
