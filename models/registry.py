@@ -279,8 +279,12 @@ class Registry:
         number = max(taken, default=0)
         while True:
             number += 1
+            claim = f"{self._root}/{CLAIMS}/{number:04d}"
             try:
-                self._fs.pipe_file(f"{self._root}/{CLAIMS}/{number:04d}", b"", mode="create")
+                if self._local:  # fsspec looks first and then opens: two processes could both find the number free
+                    Path(claim).touch(exist_ok=False)
+                else:
+                    self._fs.pipe_file(claim, b"", mode="create")
                 return number
             except FileExistsError:
                 continue

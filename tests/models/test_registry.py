@@ -373,6 +373,23 @@ def test_publishing_processes_never_share_a_number(tmp_path: Path) -> None:
     assert Registry(tmp_path).current() in names
 
 
+def test_publishing_at_the_same_moment_never_shares_a_number(tmp_path: Path) -> None:
+    networks, together = [build(seed) for seed in range(4)], threading.Barrier(4)
+    names: list[str] = []
+
+    def publish(network: Network) -> None:
+        for _ in range(10):
+            together.wait(30)
+            names.append(Registry(tmp_path).publish(network, WORDS, METRICS, LINEAGE, promote=False))
+
+    threads = [threading.Thread(target=publish, args=(network,)) for network in networks]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(parse_name(name)[0] for name in names) == list(range(1, 41))
+
+
 def test_readers_never_see_a_half_written_version(tmp_path: Path) -> None:
     registry, stop, seen = Registry(tmp_path), threading.Event(), set[str]()
     trouble: list[Exception] = []
