@@ -21,7 +21,6 @@ from recbole.data import create_dataset, data_preparation  # type: ignore[import
 from recbole.data.interaction import Interaction  # type: ignore[import-not-found]
 from recbole.utils import get_model, get_trainer, init_seed  # type: ignore[import-not-found]
 
-LONGEST = 50
 ASKED = 512  # histories scored at a time
 # What is not named here is RecBole's default: SASRec and BERT4Rec have two layers, two heads, 64 wide.
 OPTIONS: dict[str, dict[str, Any]] = {
@@ -31,15 +30,15 @@ OPTIONS: dict[str, dict[str, Any]] = {
 }
 
 
-def configuration(args: argparse.Namespace) -> dict[str, Any]:
-    """RecBole's settings."""
+def configuration(args: argparse.Namespace, longest: int) -> dict[str, Any]:
+    """RecBole's settings; histories are cut to their last ``longest`` items."""
     return {
         "data_path": args.data,
         "checkpoint_dir": args.data,
         "benchmark_filename": ["train", "valid", "test"],
         "alias_of_item_id": ["item_id_list"],
         "load_col": {"inter": ["user_id", "item_id_list", "item_id"]},
-        "MAX_ITEM_LIST_LENGTH": LONGEST,
+        "MAX_ITEM_LIST_LENGTH": longest,
         "loss_type": "CE",
         "train_neg_sample_args": None,
         "train_batch_size": args.batch,
@@ -58,10 +57,10 @@ def configuration(args: argparse.Namespace) -> dict[str, Any]:
 
 
 class Asked:
-    """Histories to rank after: RecBole's item numbers of the last 50 items, what is masked, and what came next."""
+    """Histories to rank after: RecBole's item numbers of the last L items, what is masked, and what came next."""
 
     def __init__(self, arrays: Any, part: str, number: np.ndarray) -> None:
-        self.lists = torch.from_numpy(number[arrays[f"{part}_lists"]])  # (K, 50)
+        self.lists = torch.from_numpy(number[arrays[f"{part}_lists"]])  # (K, L)
         self.lengths = torch.from_numpy(arrays[f"{part}_lengths"])  # (K,)
         self.targets = torch.from_numpy(number[arrays[f"{part}_targets"]])  # (K,)
         self.had = [arrays[f"{part}_had_rows"], number[arrays[f"{part}_had_items"]]]  # pairs of history and item
@@ -109,14 +108,15 @@ def main() -> None:
     started = time.perf_counter()
     torch.set_num_threads(1)
     logging.disable(logging.WARNING)
-    config = Config(model=args.model, dataset=args.name, config_dict=configuration(args))
+    folder = Path(args.data)
+    arrays = np.load(folder / "ask.npz")
+    settings = configuration(args, int(arrays["longest"]))
+    config = Config(model=args.model, dataset=args.name, config_dict=settings)
     init_seed(args.seed, True)
     dataset = create_dataset(config)
     train, _, _ = data_preparation(config, dataset)
     model = get_model(args.model)(config, train.dataset)
     trainer = get_trainer(config["MODEL_TYPE"], config["model"])(config, model)
-    folder = Path(args.data)
-    arrays = np.load(folder / "ask.npz")
     tokens = dataset.field2token_id["item_id"]
     number = np.array([0] + [tokens.get(str(row), 0) for row in range(1, int(arrays["items"]))])
     validation, judged = Asked(arrays, "valid", number), Asked(arrays, "test", number)

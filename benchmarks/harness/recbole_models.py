@@ -22,7 +22,8 @@ from models.evaluation.splits import Protocol, split_by
 
 PREFIX: Final = "RecBole "
 RECBOLE_MODELS: Final = tuple(PREFIX + name for name in ("GRU4Rec", "SASRec", "BERT4Rec"))
-_LONGEST: Final = 50
+_LONGEST: Final = 50  # RecBole's default
+_WHOLE: Final = 0.95  # of the users' histories fit; padding the rest of them out only costs RecBole time
 
 
 def fill_recbole(
@@ -50,10 +51,12 @@ def fill_recbole(
     split, _ = split_by(data, protocol)
     judged = np.flatnonzero(split.judged & (data.source.items > 0))
     if not (folder / "ask.npz").is_file():
-        write_samples(data, split.learnt, folder)
+        longest = longest_history(data)
+        write_samples(data, split.learnt, folder, longest)
         asked = {"valid": np.flatnonzero(split.validation), "test": judged}
-        arrays = [histories_before(data, events, part) for part, events in asked.items()]
-        np.savez_compressed(folder / "ask.npz", items=data.items, **arrays[0], **arrays[1])
+        arrays = [histories_before(data, events, part, longest) for part, events in asked.items()]
+        np.savez_compressed(folder / "ask.npz", items=data.items, longest=longest, **arrays[0], **arrays[1])
+    longest = int(np.load(folder / "ask.npz")["longest"])
     argv = [recbole_python(), "-m", "benchmarks.baselines.recbole_sequential", "--data", folder, "--name", NAME]
     argv += ["--model", model.removeprefix(PREFIX), f"--epochs={epochs}", f"--seconds={seconds}"]
     env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
@@ -68,22 +71,27 @@ def fill_recbole(
     figures: dict[str, Any] = {side: accuracy(ranks[side], data.items - 1) for side in SIDES}
     figures["seconds"] = round(sum(told["epoch_seconds"]), 1)
     state = "stopped early" if told["stopped_early"] and told["finished"] else "not converged"
-    figures["note"] = f"{number} epochs of {epoch:.0f} s, best {best}; {state}"
+    figures["note"] = f"{number} epochs of {epoch:.0f} s, best {best}; last {longest} items; {state}"
     users = np.searchsorted(data.source.starts, judged, side="right") - 1
     body = {"data": {"name": data.name}, "figures": figures, "finished": told["finished"], "recbole": told}
     store(cells, cell, body, users, [ranks[side] for side in SIDES])
     say(f"{data.name}, {protocol}, {model}: {figures['note']}; NDCG@10 {figures['unmasked']['ndcg@10']:.4f}")
 
 
-def write_samples(data: Dataset, learnt: NDArray[np.bool_], folder: Path) -> None:
-    """Every learnt event with the up to 50 learnt before it by its user, as RecBole's augmentation makes them."""
+def longest_history(data: Dataset) -> int:
+    """L: 95% of the users' histories fit, but RecBole's default of 50 at most."""
+    return min(_LONGEST, int(np.ceil(np.quantile(np.diff(data.source.starts), _WHOLE))))
+
+
+def write_samples(data: Dataset, learnt: NDArray[np.bool_], folder: Path, longest: int) -> None:
+    """Every learnt event with the up to L learnt before it by its user, as RecBole's augmentation makes them."""
     (folder / NAME).mkdir(parents=True, exist_ok=True)
     source, lines = data.source, list[str]()
     for user in range(source.users):
         places = np.arange(source.starts[user], source.starts[user + 1])
         items = source.items[places[learnt[places]]].tolist()
         for at in range(1, len(items)):
-            before = " ".join(map(str, items[max(0, at - _LONGEST) : at]))
+            before = " ".join(map(str, items[max(0, at - longest) : at]))
             lines.append(f"{user}\t{before}\t{items[at]}\n")
     header = "user_id:token\titem_id_list:token_seq\titem_id:token\n"
     # RecBole wants all three; the histories to rank after are given apart, so a few lines do for two of them.
@@ -91,13 +99,13 @@ def write_samples(data: Dataset, learnt: NDArray[np.bool_], folder: Path) -> Non
         (folder / NAME / f"{NAME}.{part}.inter").write_text(header + "".join(written), encoding="utf-8")
 
 
-def histories_before(data: Dataset, events: NDArray[np.int64], part: str) -> dict[str, NDArray[Any]]:
+def histories_before(data: Dataset, events: NDArray[np.int64], part: str, longest: int) -> dict[str, NDArray[Any]]:
     """What is known before events (K,): their users' last items (K, L), and all items had, as pairs."""
     source = data.source
     start = source.starts[np.searchsorted(source.starts, events, side="right") - 1]
-    lists, lengths = np.zeros((len(events), _LONGEST), np.int64), np.maximum(np.minimum(events - start, _LONGEST), 1)
+    lists, lengths = np.zeros((len(events), longest), np.int64), np.maximum(np.minimum(events - start, longest), 1)
     for row, (first, event) in enumerate(zip(start, events, strict=True)):
-        had = source.items[max(first, event - _LONGEST) : event]
+        had = source.items[max(first, event - longest) : event]
         lists[row, : len(had)] = had
     number = events - start
     rows = np.repeat(np.arange(len(events)), number)

@@ -5,7 +5,7 @@ import pytest
 
 from benchmarks.harness.quality_cells import Cell, fill, pooled, store, wanted_seeds
 from benchmarks.harness.quality_report import collect, markdown, write
-from benchmarks.harness.recbole_models import RECBOLE_MODELS, histories_before, write_samples
+from benchmarks.harness.recbole_models import RECBOLE_MODELS, histories_before, longest_history, write_samples
 from benchmarks.quality_table import groups, with_copies
 from models.evaluation.metrics import accuracy
 from tests.models.evaluation.walks import dataset, ring
@@ -66,15 +66,17 @@ def test_the_page_tells_seeds_goals_and_what_was_not_measured(tmp_path) -> None:
 
 
 def test_recbole_learns_the_same_events_and_is_asked_the_same(tmp_path) -> None:
+    assert longest_history(LOG) == 20
     learnt = np.arange(len(LOG.source)) % 20 < 18
-    write_samples(LOG, learnt, tmp_path)
+    write_samples(LOG, learnt, tmp_path, 10)
     lines = (tmp_path / "log" / "log.train.inter").read_text().splitlines()
     assert len(lines) == 1 + 20 * 17
     items = LOG.source.items[:20].tolist()
     assert lines[3].split("\t") == ["0", " ".join(map(str, items[:3])), str(items[3])]
-    asked = histories_before(LOG, np.array([19, 25]), "test")
-    assert asked["test_lists"][0, :19].tolist() == items[:19] and asked["test_lists"][0, 19:].sum() == 0
-    assert asked["test_lengths"].tolist() == [19, 5]
+    assert lines[17].split("\t") == ["0", " ".join(map(str, items[7:17])), str(items[17])]
+    asked = histories_before(LOG, np.array([19, 25]), "test", 10)
+    assert asked["test_lists"].tolist() == [items[9:19], [*LOG.source.items[20:25].tolist(), 0, 0, 0, 0, 0]]
+    assert asked["test_lengths"].tolist() == [10, 5]
     assert asked["test_targets"].tolist() == LOG.source.items[[19, 25]].tolist()
     assert np.bincount(asked["test_had_rows"]).tolist() == [19, 5]
     assert asked["test_had_items"][-5:].tolist() == LOG.source.items[20:25].tolist()
