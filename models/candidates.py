@@ -70,6 +70,8 @@ class Workspace(NamedTuple):
     scores: NDArray[np.float32]  # (N,)
     units: NDArray[np.float32]  # (U, N)
     chosen: NDArray[np.int32]  # (6,) rows of the weight table in use
+    mixed: NDArray[np.float32]  # (F,) their sum
+    gradient: NDArray[np.float32]  # (U + 1, F + 1) of the network's weights and of the sum
 
 
 def workspace(capacity: int) -> Workspace:
@@ -82,6 +84,8 @@ def workspace(capacity: int) -> Workspace:
         scores=np.zeros(_COLUMNS, np.float32),
         units=np.zeros((UNITS, _COLUMNS), np.float32),
         chosen=np.zeros(SELECTORS, np.int32),
+        mixed=np.zeros(len(FEATURES), np.float32),
+        gradient=np.zeros((UNITS + 1, len(FEATURES) + 1), np.float32),
     )
 
 

@@ -2,18 +2,29 @@
 
 Nearly all of them are logarithms of smoothed probabilities, so that a weighted sum is a weighted product of experts.
 Sums over the transition memory and the user's history are gathered by `models.candidates`; here they become features.
-Loops are short and run over one or two rows: the compiler turns these into vector instructions, one long loop it does
-not.
 
 Letters: C items the arrays have room for, N candidates, F features, X length of a history, V rows of a model.
 """
 
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
-from models.kernels import fast_log, jit, padded
+from models.kernels import fast_log, inlined, jit, padded
+from models.lanes import (
+    LANES,
+    columns_of,
+    lanes,
+    lanes_of,
+    larger,
+    log_lanes,
+    positive,
+    put,
+    put_in,
+    smaller,
+    spread,
+)
 from models.popularity import HALF_LIVES, LIVES
 from models.transition_rows import ALL_NEXT
 
@@ -48,17 +59,27 @@ def popularity_features(
     n: int,
 ) -> None:
     """Popularity under each half-life. Columns past N hold finite leftovers, here and below, and are never chosen."""
-    m = padded(n)
-    for k in range(m):
-        popular[k] = 0
-    for life in range(LIVES):
-        whole = max(scale[life] * mass[life], 1e-30)
-        share, floor = np.float32(0.25 / whole), np.float32(0.25) * _FLOORS[life]
-        for k in range(m):
-            popular[k] += min(max(popularity[np.uintp(items[k]), life] * share, floor), np.float32(0.25))
-        centre, log_floor = np.float32(np.log(whole) - _SHIFT), _LOG_FLOORS[life]
-        for k in range(m):
-            f[F_POPULAR + life, k] = max(popularity[np.uintp(items[k]), LIVES + life] - centre, log_floor)
+    whole_0, whole_1 = max(scale[0] * mass[0], 1e-30), max(scale[1] * mass[1], 1e-30)
+    whole_2, whole_3 = max(scale[2] * mass[2], 1e-30), max(scale[3] * mass[3], 1e-30)
+    log_0, log_1, log_2, log_3 = np.log(whole_0), np.log(whole_1), np.log(whole_2), np.log(whole_3)
+    for k in range(0, padded(n), LANES):
+        w0, w1, w2, w3, l0, l1, l2, l3 = columns_of(popularity, items, k)
+        share = _share(w0, whole_0, 0) + _share(w1, whole_1, 1) + _share(w2, whole_2, 2) + _share(w3, whole_3, 3)
+        put_in(popular, k, np.float32(1.0 / LIVES) * share)
+        put(f, F_POPULAR, k, _log_share(l0, log_0, 0))
+        put(f, F_POPULAR + 1, k, _log_share(l1, log_1, 1))
+        put(f, F_POPULAR + 2, k, _log_share(l2, log_2, 2))
+        put(f, F_POPULAR + 3, k, _log_share(l3, log_3, 3))
+
+
+@inlined  # type: ignore[untyped-decorator]
+def _share(weights: Any, whole: float, life: int) -> Any:
+    return smaller(larger(np.float32(1.0 / whole) * weights, spread(_FLOORS[life])), spread(1.0))
+
+
+@inlined  # type: ignore[untyped-decorator]
+def _log_share(logs: Any, log_whole: float, life: int) -> Any:
+    return larger(logs - np.float32(log_whole - _SHIFT), spread(_LOG_FLOORS[life]))
 
 
 @jit  # type: ignore[untyped-decorator]
@@ -74,7 +95,6 @@ def memory_features(
     pair_total: np.float32,
 ) -> None:
     """What followed the user's last items, backed off to popularity."""
-    m = padded(n)
     back_off_next = SMOOTHING / (totals[last, ALL_NEXT] + SMOOTHING)
     distances = np.float32(0.0)
     for d in range(min(max(length, 1), NEAR)):
@@ -82,30 +102,25 @@ def memory_features(
     per_distance = np.float32(1.0) / distances
     per_row = np.float32(1.0) / np.float32(max(1, rows))
     per_pair = np.float32(1.0) / (pair_total + np.float32(1.0))
-    faint, light = np.float32(0.05), np.float32(0.1)
-    for k in range(m):
-        f[F_NEXT, k] = sums[A_NEXT, k] + back_off_next * popular[k]
-    for k in range(m):
-        f[F_SKIP5, k] = sums[A_SKIP5, k] * per_distance + faint * popular[k]
-    for k in range(m):
-        f[F_SKIP10, k] = sums[A_SKIP10, k] * per_row + faint * popular[k]
-    for k in range(m):
-        f[F_PAIR, k] = (sums[A_PAIR, k] + f[F_NEXT, k]) * per_pair
-    for k in range(m):
-        f[F_BACK5, k] = sums[A_BACK5, k] * per_distance + faint * popular[k]
-    for k in range(m):
-        f[F_HOPS, k] = sums[A_HOPS, k] + faint * popular[k]
-    for k in range(m):
-        f[MIXTURE, k] = np.float32(0.3) * (f[F_NEXT, k] + f[F_SKIP5, k]) + np.float32(0.2) * f[F_PAIR, k]
-    for k in range(m):
-        f[MIXTURE, k] += light * f[F_SKIP10, k]
-    for row in (MIXTURE, F_NEXT, F_SKIP5, F_SKIP10, F_PAIR, F_BACK5, F_HOPS):
-        for k in range(m):
-            f[row, k] = fast_log(f[row, k]) + _SHIFT
-    for k in range(m):
-        f[F_KNOWN_NEXT, k] = np.float32(sums[A_NEXT, k] > 0)
-    for k in range(m):
-        f[F_AGREE, k] = sums[A_AGREE, k]
+    shift = spread(_SHIFT)
+    for k in range(0, padded(n), LANES):
+        share = lanes_of(popular, k)
+        faint = np.float32(0.05) * share
+        followed = lanes(sums, A_NEXT, k)
+        after_last = followed + back_off_next * share
+        after_five = lanes(sums, A_SKIP5, k) * per_distance + faint
+        after_ten = lanes(sums, A_SKIP10, k) * per_row + faint
+        after_pair = (lanes(sums, A_PAIR, k) + after_last) * per_pair
+        mixture = np.float32(0.3) * (after_last + after_five) + np.float32(0.2) * after_pair
+        put(f, MIXTURE, k, log_lanes(mixture + np.float32(0.1) * after_ten) + shift)
+        put(f, F_NEXT, k, log_lanes(after_last) + shift)
+        put(f, F_SKIP5, k, log_lanes(after_five) + shift)
+        put(f, F_SKIP10, k, log_lanes(after_ten) + shift)
+        put(f, F_PAIR, k, log_lanes(after_pair) + shift)
+        put(f, F_BACK5, k, log_lanes(lanes(sums, A_BACK5, k) * per_distance + faint) + shift)
+        put(f, F_HOPS, k, log_lanes(lanes(sums, A_HOPS, k) + faint) + shift)
+        put(f, F_KNOWN_NEXT, k, positive(followed))
+        put(f, F_AGREE, k, lanes(sums, A_AGREE, k))
 
 
 @jit  # type: ignore[untyped-decorator]

@@ -76,10 +76,12 @@ def _process(
             target = w.place[item] if item > 0 else -1
             ranks[e] = np.inf
             if target >= 0:
-                score(w.scores, w.units, w.features, weights.values, weights.inputs, weights.outputs, w.chosen, n)
+                score(
+                    w.scores, w.units, w.features, weights.values, weights.inputs, weights.outputs, w.chosen, w.mixed, n
+                )
                 ranks[e] = rank(w.scores, n, target)
                 if adapted[e]:
-                    adapt(w.scores, w.units, w.features, weights, w.chosen, n, target)
+                    adapt(w.scores, w.units, w.features, weights, w.chosen, w.gradient, n, target)
             release(w.place, w.items, w.sums, n)
         if item > 0:
             learn_event(t, events.histories, e, length, item)
@@ -92,7 +94,7 @@ def _process(
             w, t, p, history, 0, length, events.seconds[e] - events.history_seconds[e, 0] if length > 1 else 0,
             int(events.kinds[e]), after, after_top, e - start, row_of, number_of,
         )  # fmt: skip
-        score(w.scores, w.units, w.features, weights.values, weights.inputs, weights.outputs, w.chosen, n)
+        score(w.scores, w.units, w.features, weights.values, weights.inputs, weights.outputs, w.chosen, w.mixed, n)
         probabilities(w.scores, n)
         if exclude:
             for d in range(length):

@@ -61,19 +61,6 @@ def fast_log(x: np.float32) -> np.float32:
     return exponent * np.float32(0.6931471806) + p
 
 
-@inlined  # type: ignore[untyped-decorator]
-def fast_exp(x: np.float32) -> np.float32:
-    """Exp of a number not above 0, within 1e-5 of it, in a form that vectorises."""
-    y = max(x, np.float32(-80.0)) * np.float32(1.44269504)
-    whole = np.floor(y)
-    f = y - whole
-    p = np.float32(0.01367031) * f + np.float32(0.05174500)
-    p = p * f + np.float32(0.24160436)
-    p = p * f + np.float32(0.69297292)
-    p = p * f + np.float32(1.00000349)
-    return p * np.int32((np.int32(whole) + np.int32(127)) << np.int32(23)).view(np.float32)
-
-
 def grown(array: NDArray[Any], capacity: int, fill: float = 0) -> NDArray[Any]:
     """A copy of (C, ...) with room for ``capacity`` rows, new rows filled with ``fill``."""
     larger = np.full((capacity, *array.shape[1:]), fill, array.dtype)

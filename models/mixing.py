@@ -18,7 +18,23 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models.features import FEATURES, MIXTURE
-from models.kernels import fast_exp, inlined, jit, padded
+from models.kernels import inlined, jit, padded
+from models.lanes import (
+    LANES,
+    below,
+    equal_to,
+    exp_lanes,
+    highest,
+    lanes,
+    lanes_of,
+    larger,
+    lowest_bit,
+    positive,
+    put,
+    put_in,
+    spread,
+    sum_of,
+)
 
 SELECTORS: Final = 6  # weights are the sum of six vectors, each chosen by a trait of the situation
 SELECTOR_SIZES: Final = (1, 7, 11, 12, 8, 12)
@@ -28,7 +44,6 @@ _RATE_CHOSEN: Final = np.float32(0.02)  # of those of one situation: seldom righ
 _RATE_NETWORK: Final = np.float32(0.1)  # 0.05 does equally well, 0.03 learns too late
 _CAUTION: Final = 1e-2  # first value of the squared gradient sums
 _SPREAD: Final = 0.2  # of the network's first input weights, uniform; 0.1 does equally well
-_AT_ONCE: Final = 5  # features a unit reads in one pass: its sums are loaded and stored once for five products
 
 
 class Weights(NamedTuple):
@@ -91,33 +106,51 @@ def score(
     inputs: NDArray[np.float32],
     outputs: NDArray[np.float32],
     chosen: NDArray[np.int32],  # (6,) rows of the weight table for the situation
+    mixed: NDArray[np.float32],  # (F,) out: their sum
     n: int,
 ) -> None:
     """Scores of the candidates under the weights of the situation."""
-    m = padded(n)
     features = f.shape[0]
-    for k in range(m):
-        scores[k] = 0
-    for j in range(0, features, _AT_ONCE):
-        a, b, c, d, e = np.float32(0), np.float32(0), np.float32(0), np.float32(0), np.float32(0)
-        for s in range(SELECTORS):
-            row = chosen[s]
-            a, b, c = a + values[row, j], b + values[row, j + 1], c + values[row, j + 2]
-            d, e = d + values[row, j + 3], e + values[row, j + 4]
-        for k in range(m):
-            scores[k] += a * f[j, k] + b * f[j + 1, k] + c * f[j + 2, k] + d * f[j + 3, k] + e * f[j + 4, k]
-    for u in range(UNITS):
-        bias = inputs[u, features]
-        for k in range(m):
-            units[u, k] = bias
-        for j in range(0, features, _AT_ONCE):
-            a, b, c, d, e = inputs[u, j], inputs[u, j + 1], inputs[u, j + 2], inputs[u, j + 3], inputs[u, j + 4]
-            for k in range(m):
-                units[u, k] += a * f[j, k] + b * f[j + 1, k] + c * f[j + 2, k] + d * f[j + 3, k] + e * f[j + 4, k]
-        weight = outputs[u]
-        for k in range(m):
-            units[u, k] = max(units[u, k], np.float32(0.0))
-            scores[k] += weight * units[u, k]
+    for j in (0, features - LANES):  # all of them: the two overlap
+        row = lanes(values, chosen[0], j)
+        for s in range(1, SELECTORS):
+            row += lanes(values, chosen[s], j)
+        put_in(mixed, j, row)
+    zero = spread(0.0)
+    for k in range(0, padded(n), LANES):  # a feature is read once for the sum and all units, which stay in registers
+        total = zero
+        a, b, c, d = (
+            spread(inputs[0, features]), spread(inputs[1, features]),
+            spread(inputs[2, features]), spread(inputs[3, features]),
+        )  # fmt: skip
+        e, g, h, i = (
+            spread(inputs[4, features]), spread(inputs[5, features]),
+            spread(inputs[6, features]), spread(inputs[7, features]),
+        )  # fmt: skip
+        for j in range(features):
+            x = lanes(f, j, k)
+            total += mixed[j] * x
+            a += inputs[0, j] * x
+            b += inputs[1, j] * x
+            c += inputs[2, j] * x
+            d += inputs[3, j] * x
+            e += inputs[4, j] * x
+            g += inputs[5, j] * x
+            h += inputs[6, j] * x
+            i += inputs[7, j] * x
+        a, b, c, d = larger(a, zero), larger(b, zero), larger(c, zero), larger(d, zero)
+        e, g, h, i = larger(e, zero), larger(g, zero), larger(h, zero), larger(i, zero)
+        put(units, 0, k, a)
+        put(units, 1, k, b)
+        put(units, 2, k, c)
+        put(units, 3, k, d)
+        put(units, 4, k, e)
+        put(units, 5, k, g)
+        put(units, 6, k, h)
+        put(units, 7, k, i)
+        total += outputs[0] * a + outputs[1] * b + outputs[2] * c + outputs[3] * d
+        total += outputs[4] * e + outputs[5] * g + outputs[6] * h + outputs[7] * i
+        put_in(scores, k, total)
 
 
 @jit  # type: ignore[untyped-decorator]
@@ -134,30 +167,25 @@ def rank(scores: NDArray[np.float32], n: int, target: int) -> np.float32:
 @jit  # type: ignore[untyped-decorator]
 def probabilities(scores: NDArray[np.float32], n: int) -> None:
     """Turn scores into their softmax; 0 in the columns past N."""
+    if n == 0:
+        return
     m = padded(n)
-    best = scores[0]
-    for k in range(n):
-        best = max(best, scores[k])
     for k in range(n, m):
         scores[k] = -np.inf
-    for k in range(m):
-        scores[k] = fast_exp(scores[k] - best)
+    best = lanes_of(scores, 0)
+    for k in range(LANES, m, LANES):
+        best = larger(best, lanes_of(scores, k))
+    most = highest(best)
+    whole = spread(0.0)
+    for k in range(0, m, LANES):
+        raised = exp_lanes(lanes_of(scores, k) - most)
+        put_in(scores, k, raised)
+        whole += raised
+    scale = np.float32(1.0) / sum_of(whole)
+    for k in range(0, m, LANES):
+        put_in(scores, k, scale * lanes_of(scores, k))
     for k in range(n, m):
         scores[k] = 0
-    total = np.float32(0.0)
-    for k in range(m):
-        total += scores[k]
-    scale = np.float32(1.0) / total
-    for k in range(m):
-        scores[k] *= scale
-
-
-@inlined  # type: ignore[untyped-decorator]
-def _expected(p: NDArray[np.float32], values: NDArray[np.float32], row: int, m: int) -> np.float32:
-    total = np.float32(0.0)
-    for k in range(m):
-        total += p[k] * values[row, k]
-    return total
 
 
 @jit  # type: ignore[untyped-decorator]
@@ -167,51 +195,86 @@ def adapt(
     f: NDArray[np.float32],
     weights: Weights,
     chosen: NDArray[np.int32],
+    gradient: NDArray[np.float32],  # (U + 1, F + 1) scratch
     n: int,
     target: int,
 ) -> None:
     """One AdaGrad step up the log probability of the target."""
     probabilities(scores, n)
-    m = padded(n)
-    features = f.shape[0]
+    m, features = padded(n), f.shape[0]
+    zero = spread(0.0)
     for u in range(UNITS):
-        weight = weights.outputs[u]
-        g = units[u, target] - _expected(scores, units, u, m)
+        expected, weight = zero, weights.outputs[u]
+        bias = units[u, target] > 0
+        g = units[u, target]
+        for k in range(0, m, LANES):
+            p, unit = lanes_of(scores, k), lanes(units, u, k)
+            expected += p * unit
+            put(units, u, k, zero - p * positive(unit))  # the gradient at a unit's input, 0 where it is cut off
+        g -= sum_of(expected)
         weights.output_squares[u] += g * g
         weights.outputs[u] += _RATE_NETWORK * g / np.sqrt(weights.output_squares[u])
-        on = np.float32(units[u, target] > 0)
-        for k in range(m):  # the gradient at a unit's input, 0 where it is cut off
-            units[u, k] = -scores[k] * np.float32(units[u, k] > 0)
-        units[u, target] += on
-        bias = np.float32(0.0)
-        for k in range(m):
-            bias += units[u, k]
+        units[u, target] += np.float32(bias)
+        total = zero
+        for k in range(0, m, LANES):
+            total += lanes(units, u, k)
+        gradient[u, features] = weight * sum_of(total)
+        for j in range(features):
+            gradient[u, j] = weight
+    for j in range(features):
+        _all_products(gradient, units, scores, f, j, m)
+        gradient[UNITS, j] = f[j, target] - gradient[UNITS, j]
+    for u in range(UNITS):
         for j in range(features + 1):
-            g = weight * (bias if j == features else _product(units, u, f, j, m))
+            g = gradient[u, j]
             weights.input_squares[u, j] += g * g
             weights.inputs[u, j] += _RATE_NETWORK * g / np.sqrt(weights.input_squares[u, j])
-    for j in range(features):
-        g = f[j, target] - _expected(scores, f, j, m)
-        if g != 0:
-            for s in range(SELECTORS):
-                row = chosen[s]
-                rate = _RATE if s == 0 else _RATE_CHOSEN
-                weights.squares[row, j] += g * g
-                weights.values[row, j] += rate * g / np.sqrt(weights.squares[row, j])
+    for s in range(SELECTORS):
+        row = chosen[s]
+        rate = _RATE if s == 0 else _RATE_CHOSEN
+        for j in range(features):
+            g = gradient[UNITS, j]
+            weights.squares[row, j] += g * g
+            weights.values[row, j] += rate * g / np.sqrt(weights.squares[row, j])
 
 
 @inlined  # type: ignore[untyped-decorator]
-def _product(a: NDArray[np.float32], i: int, b: NDArray[np.float32], j: int, m: int) -> np.float32:
-    total = np.float32(0.0)
-    for k in range(m):
-        total += a[i, k] * b[j, k]
-    return total
+def _all_products(
+    gradient: NDArray[np.float32],
+    units: NDArray[np.float32],
+    scores: NDArray[np.float32],
+    f: NDArray[np.float32],
+    j: int,
+    m: int,
+) -> None:
+    """Products of one feature's row with those of all units, times what `gradient` holds, and with the scores."""
+    a = b = c = d = e = g = h = i = total = spread(0.0)
+    for k in range(0, m, LANES):
+        x = lanes(f, j, k)
+        a += x * lanes(units, 0, k)
+        b += x * lanes(units, 1, k)
+        c += x * lanes(units, 2, k)
+        d += x * lanes(units, 3, k)
+        e += x * lanes(units, 4, k)
+        g += x * lanes(units, 5, k)
+        h += x * lanes(units, 6, k)
+        i += x * lanes(units, 7, k)
+        total += x * lanes_of(scores, k)
+    gradient[0, j] *= sum_of(a)
+    gradient[1, j] *= sum_of(b)
+    gradient[2, j] *= sum_of(c)
+    gradient[3, j] *= sum_of(d)
+    gradient[4, j] *= sum_of(e)
+    gradient[5, j] *= sum_of(g)
+    gradient[6, j] *= sum_of(h)
+    gradient[7, j] *= sum_of(i)
+    gradient[8, j] = sum_of(total)
 
 
 @jit  # type: ignore[untyped-decorator]
 def take_top(
     candidates: NDArray[np.int32],
-    probability: NDArray[np.float32],
+    probability: NDArray[np.float32],  # 0 past N
     n: int,
     blocked: NDArray[np.uint8],
     items: NDArray[np.int32],  # (E, K) out
@@ -219,18 +282,26 @@ def take_top(
     e: int,
 ) -> None:
     """The K best candidates that are not blocked, best first, ties to the lower item number."""
-    last = items.shape[1] - 1
-    for k in range(n):
-        p = probability[k]
-        if p < scores[e, last] or p <= 0:
-            continue
-        item = candidates[k]
-        if blocked[item] or (p == scores[e, last] and items[e, last] > 0 and item > items[e, last]):
-            continue
-        j = last
-        while j > 0 and (scores[e, j - 1] < p or (scores[e, j - 1] == p and items[e, j - 1] > item)):
-            scores[e, j] = scores[e, j - 1]
-            items[e, j] = items[e, j - 1]
-            j -= 1
-        scores[e, j] = p
-        items[e, j] = item
+    m, place, limit = padded(n), 0, np.float32(np.inf)
+    while m > 0 and place < items.shape[1]:
+        best = below(lanes_of(probability, 0), limit)
+        for k in range(LANES, m, LANES):
+            best = larger(best, below(lanes_of(probability, k), limit))
+        limit = highest(best)
+        if limit <= 0:
+            return
+        equal, after = 2, np.int32(0)
+        while equal > 1 and place < items.shape[1]:  # of equals one at a time, the lowest item number not had yet
+            equal, item = 0, np.int32(0)
+            for k in range(0, m, LANES):
+                bits = equal_to(lanes_of(probability, k), limit)
+                while bits:
+                    this = candidates[k + lowest_bit(bits)]
+                    bits &= bits - np.int32(1)
+                    if this > after:
+                        equal += 1
+                        item = this if equal == 1 else min(item, this)
+            after = item
+            if equal and not blocked[item]:
+                items[e, place], scores[e, place] = item, limit
+                place += 1

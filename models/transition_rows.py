@@ -15,13 +15,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models.kernels import LINE, inlined, jit, prefetch
+from models.lanes import LANES, equal_in, lowest_bit
 
 HOT: Final = 32  # slots read per row when recommending: 64 or 128 gained under 0.002 hit rate at twice the time
 REACH: Final = 6  # distances learnt forwards: 10 ranked no better on any data set tried
 REACH_BACK: Final = 5
 PAIR_WIDTH: Final = 8
 _HAND: Final = 8  # cold slots compared when one must go
-_BLOCK: Final = 16  # slots compared at once when looking for an item
 _RICH: Final = np.float32(300.0)  # total from which far distances are sampled: 100 lost 1.5% of the hits, 300 none
 _ROW_LIMIT: Final = np.float32(1_000.0)  # 400 to 2,000 do equally well, 100 forgets too fast
 _PAIR_LIMIT: Final = np.float32(64.0)
@@ -52,15 +52,11 @@ class TransitionArrays(NamedTuple):
 
 @inlined  # type: ignore[untyped-decorator]
 def find(items: NDArray[np.int32], row: int, used: int, item: np.int32) -> int:
-    """The slot that holds the item, or -1. The row's width is a multiple of the block and unused slots hold 0."""
-    for base in range(0, used, _BLOCK):
-        hits = np.int32(0)
-        for s in range(_BLOCK):
-            hits += np.int32(items[row, base + s] == item)
+    """The slot that holds the item, or -1. The row's width is a multiple of 16 and unused slots hold 0."""
+    for base in range(0, used, LANES):
+        hits = equal_in(items, row, base, item)
         if hits:
-            for s in range(base, base + _BLOCK):
-                if items[row, s] == item:
-                    return s
+            return base + lowest_bit(hits)
     return -1
 
 
@@ -219,12 +215,25 @@ def _expect_row(t: TransitionArrays, row: np.int32) -> None:
         prefetch(t.counts, row, byte)
 
 
+@inlined  # type: ignore[untyped-decorator]
+def _expect_pair(t: TransitionArrays, before: np.int32, last: np.int32) -> None:
+    place, _ = pair_place(t.pair_tag.shape[0], before, last)
+    prefetch(t.pair_tag, place, 0)
+    prefetch(t.pair_total, place, 0)
+    prefetch(t.pair_items, place, 0)
+    prefetch(t.pair_counts, place, 0)
+
+
 @jit  # type: ignore[untyped-decorator]
 def expect_event(t: TransitionArrays, histories: NDArray[np.int32], e: int, length: int, item: np.int32) -> None:
-    """Fetch the rows that learning event ``e`` will touch.
+    """Fetch the rows and pairs that learning event ``e``, and recommending after it, will touch.
 
     They are spread over megabytes that a model's scores push out of the nearer caches.
     """
+    if length >= 1:
+        _expect_pair(t, histories[e, 0], item)
+    if length >= 2:
+        _expect_pair(t, histories[e, 1], histories[e, 0])
     _expect_row(t, item)
     for d in range(min(length, REACH)):
         _expect_row(t, histories[e, d])

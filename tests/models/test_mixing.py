@@ -25,8 +25,22 @@ def features(seed: int = 0) -> np.ndarray:
 
 def scored(weights: Weights, f: np.ndarray, n: int = N) -> tuple[np.ndarray, np.ndarray]:
     scores, units = np.zeros(COLUMNS, np.float32), np.zeros((UNITS, COLUMNS), np.float32)
-    score(scores, units, f, weights.values, weights.inputs, weights.outputs, CHOSEN, n)
+    score(
+        scores,
+        units,
+        f,
+        weights.values,
+        weights.inputs,
+        weights.outputs,
+        CHOSEN,
+        np.zeros(len(FEATURES), np.float32),
+        n,
+    )
     return scores, units
+
+
+def scratch() -> np.ndarray:
+    return np.zeros((UNITS + 1, len(FEATURES) + 1), np.float32)
 
 
 def plain_scores(weights: Weights, f: np.ndarray) -> np.ndarray:
@@ -67,7 +81,7 @@ def test_a_step_goes_along_the_gradient_of_the_log_probability():
     weights, f, target = random_weights(1), features(1), 4
     before = Weights(**weights.copied())
     scores, units = scored(weights, f)
-    adapt(scores, units, f, weights, CHOSEN, N, target)
+    adapt(scores, units, f, weights, CHOSEN, scratch(), N, target)
     parts = (
         (before.values, weights.values, before.squares, weights.squares),
         (before.inputs, weights.inputs, before.input_squares, weights.input_squares),
@@ -106,7 +120,7 @@ def test_learns_what_no_weighted_sum_can_say():
             target = int(np.abs(f[1, :N]).argmax())
             scores, units = scored(weights, f)
             hits.append(rank(scores, N, target) <= 3)
-            adapt(scores, units, f, weights, CHOSEN, N, target)
+            adapt(scores, units, f, weights, CHOSEN, scratch(), N, target)
         late[network] = np.mean(hits[2000:])
     assert late[True] > 0.9
     assert late[False] < 0.7
@@ -117,7 +131,7 @@ def test_frozen_weights_stay():
     weights.freeze()
     before = weights.copied()
     for target in range(N):
-        adapt(*scored(weights, f), f, weights, CHOSEN, N, target)
+        adapt(*scored(weights, f), f, weights, CHOSEN, scratch(), N, target)
     for name in ("values", "inputs", "outputs"):
         np.testing.assert_array_equal(getattr(weights, name), before[name])
 
@@ -129,7 +143,7 @@ def test_the_top_is_best_first_and_ties_go_to_the_lower_number(seed):
     probability = rng.choice([0.0, 0.1, 0.2, 0.3, 0.4], 30).astype(np.float32)
     blocked = (rng.random(61) < 0.2).astype(np.uint8)
     items, scores = np.zeros((2, 8), np.int32), np.zeros((2, 8), np.float32)
-    take_top(candidates, probability, 30, blocked, items, scores, 1)
+    take_top(candidates, np.pad(probability, (0, padded(30) - 30)), 30, blocked, items, scores, 1)
     allowed = [(-p, i) for p, i in zip(probability, candidates, strict=True) if p > 0 and not blocked[i]]
     expected = sorted(allowed)[:8]
     assert items[1, : len(expected)].tolist() == [i for _, i in expected]
