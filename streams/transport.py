@@ -24,7 +24,7 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import Any, Final, Literal, cast
 
-from aiokafka.errors import ConsumerStoppedError
+from aiokafka.errors import ConsumerStoppedError, KafkaError
 from aiokafka.structs import TopicPartition
 from faust import Schema
 from faust.transport.drivers import aiokafka as driver
@@ -84,6 +84,21 @@ class BatchConsumerThread(driver.AIOKafkaConsumerThread):  # type: ignore[misc]
             return accepted
 
         coordinator._do_heartbeat = heartbeat
+
+    async def on_thread_stop(self) -> None:
+        """Leave the group and disconnect, as far as the connection allows: whatever was taken is committed by now.
+
+        aiokafka waits 0.1 s after a fetch that failed; closed within that time, it lets the `CancelledError` of the
+        wait out. It would end this thread without a word to the main loop, which then waited until its time was over.
+        """
+        try:
+            await super().on_thread_stop()
+        except (KafkaError, asyncio.CancelledError) as error:
+            task = asyncio.current_task()
+            if task is not None and task.cancelling():  # it is this thread that is cancelled, not a fetch
+                raise
+            self.log.warning("The connection to Kafka was gone when the consumer closed: %r", error)
+            await self._ensure_consumer()._client.close()
 
     async def _fetch_records(
         self,
@@ -308,9 +323,10 @@ class BatchConsumer(driver.Consumer):  # type: ignore[misc]
         """At shutdown (Faust has stopped the flow): let the pipeline finish, then commit."""
         if self._handing_over or self.should_stop:  # already finished, or the pipeline is gone
             await self._commit_now()
-            return
-        self.tracker.seal(_was_taken)
-        await self._finish(self.assignment())
+        else:
+            self.tracker.seal(_was_taken)
+            await self._finish(self.assignment())
+        self.transport.finished = not self.app.crashed
 
     async def _finish(self, partitions: set[TP]) -> None:
         """Wait, within the time the group grants for a rebalance, until everything taken is acknowledged; commit.
@@ -368,6 +384,8 @@ class BatchTransport(driver.Transport):  # type: ignore[misc]
             not acknowledged is delivered again, to the next owner. Given `broker_rebalance_timeout` at most.
         on_lost: Awaited instead, with the flow stopped, when the group dropped this worker without asking: forget
             everything about its partitions.
+        finished: Whether a shutdown let the pipeline finish: everything taken is durable, and committed if Kafka took
+            the commit. What is left is closing the clients.
     """
 
     Consumer = BatchConsumer
@@ -392,6 +410,7 @@ class BatchTransport(driver.Transport):  # type: ignore[misc]
         self.isolation_level: IsolationLevel = isolation_level
         self.before_revoke = before_revoke
         self.on_lost = on_lost
+        self.finished = False
 
 
 def install(

@@ -67,6 +67,7 @@ SIGNATURES: list[tuple[Callable[..., Any], str]] = [
     # overridden in BatchConsumerThread
     (driver.AIOKafkaConsumerThread._create_worker_consumer, "self transport"),
     (driver.AIOKafkaConsumerThread._fetch_records, "self consumer active_partitions timeout max_records"),
+    (driver.AIOKafkaConsumerThread.on_thread_stop, "self"),
     # the transport and its topics
     (base.Transport.__init__, "self url app loop"),
     (base.Transport.create_consumer, "self callback kwargs"),
@@ -104,6 +105,7 @@ SOURCES: list[tuple[Any, str]] = [
     (aio.Fetcher.__init__, "self._closed = False"),
     (aio.FetchResult.__init__, "self._partition_records = partition_records"),
     (aio.PartitionRecords.__init__, "self._records_iterator = self._unpack_records()"),
+    (aio.Fetcher.close, "x.cancel()\n            await x"),  # lets a CancelledError out; see on_thread_stop
     (aio.PartitionRecords.__next__, "return next(self._records_iterator)"),
     (aio.PartitionRecords._unpack_records, "if next_batch.is_control_batch:"),
     (AIOKafkaConsumer.start, "isolation_level=self._isolation_level"),
