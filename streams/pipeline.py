@@ -29,8 +29,10 @@ from state.pseudonyms import Pseudonyms
 from state.snapshot import SnapshotMeta, write
 from state.store import UserStore
 from streams.compute import Compute
+from streams.consumer import Membership
 from streams.deadletters import dead_letter, encode_dead_letters
 from streams.erasures import Erasures
+from streams.fetch import RecordBatch
 from streams.metrics import Metrics
 from streams.output import Output
 from streams.partition import Flushed, Partition, flush_partition, snapshot_path
@@ -38,7 +40,7 @@ from streams.record_batch import EncodedBatch
 from streams.restore import Restored, restore
 from streams.settings import Settings
 from streams.topics import CHANGELOG, FORGET_USERS, FORGOTTEN_USERS, INVALID_EVENTS, RECOMMENDATIONS
-from streams.transport import Membership, RecordBatch, take
+from streams.transport import take
 
 _T = TypeVar("_T")
 _EXPIRE_EVERY_SECONDS: Final = 60.0
