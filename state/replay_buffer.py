@@ -22,7 +22,6 @@ import fcntl
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from hashlib import blake2b
 from pathlib import Path
 from typing import Any, Final, Self
 
@@ -30,17 +29,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from state.errors import StateError
-from state.names import Names
+from state.replay_held import HeldEvents
 from state.replay_log import FrameLog, encode_frame
 from state.replay_retention import Shares, kept
-from state.replay_sample import Sample, reservoir_blocks
+from state.replay_sample import Sample, draw
 
 RECENT_SHARE: Final = 0.4  # of the capacity; with the next two this leaves a fifth free after a compaction
 CONTEXT_SHARE: Final = 0.2
 RESERVOIR_SHARE: Final = 0.2
 _EVERYBODY: Final = 2**64 - 1
 _FILE: Final = "events.replay"
-_COLUMNS: Final = {"users": np.int32, "items": np.int32, "kinds": np.uint8, "times_ms": np.int64}
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,13 +98,8 @@ class ReplayBuffer:
         self.settings = settings or ReplaySettings()
         self.seen = 0
         self._threshold = _EVERYBODY  # hashes above it are not in the reservoir
-        self._hash_key = self.settings.seed.to_bytes(8, "little", signed=True)
         self._offsets: dict[str, int] = {}
-        self._size = 0
-        self._columns: dict[str, NDArray[Any]] = {name: np.empty(4096, dtype) for name, dtype in _COLUMNS.items()}
-        self._users, self._items = Names(), Names()
-        self._user_hashes = np.zeros(0, np.uint64)
-        self._item_counts, self._item_last_ms = np.zeros(1024, np.int64), np.zeros(1024, np.int64)
+        self._held = HeldEvents(self.settings.capacity, self.settings.seed)
         self._written = self._written_users = self._written_items = 0
         self._unwritten_offsets: dict[str, int] = {}
         try:
@@ -134,7 +127,7 @@ class ReplayBuffer:
             raise
         self._mark_written()
         self.truncated_bytes = self._log.truncated_bytes
-        if self._size >= self.settings.capacity:
+        if len(self._held) >= self.settings.capacity:
             self._compact()
 
     def __enter__(self) -> Self:
@@ -144,7 +137,7 @@ class ReplayBuffer:
         self.close()
 
     def __len__(self) -> int:
-        return self._size
+        return len(self._held)
 
     @property
     def nbytes(self) -> int:
@@ -154,7 +147,7 @@ class ReplayBuffer:
     @property
     def items(self) -> int:
         """How many items it knows."""
-        return len(self._items)
+        return len(self._held.items)
 
     @property
     def offsets(self) -> Mapping[str, int]:
@@ -202,11 +195,13 @@ class ReplayBuffer:
         first = int(np.searchsorted(places, self._offsets.get(key, 0)))
         at = first
         while at < len(places):
-            stop = min(len(places), at + self.settings.capacity - self._size)
-            self._add(users[at:stop], items[at:stop], kinds[at:stop], times[at:stop])
+            stop = min(len(places), at + self.settings.capacity - len(self._held))
+            held, new = self._held, slice(at, stop)
+            held.put(held.users.numbers(users[new]), held.items.numbers(items[new]), kinds[new], times[new])
+            self.seen += stop - at
             self._advance(key, int(places[stop - 1]) + 1)
             at = stop
-            if self._size >= self.settings.capacity:
+            if len(self._held) >= self.settings.capacity:
                 self._compact()
         if next_offset is not None:
             self._advance(key, next_offset)
@@ -218,16 +213,15 @@ class ReplayBuffer:
         Raises:
             StateError: The disk refuses.
         """
-        if self._written == self._size and not self._unwritten_offsets:
+        if self._written == len(self._held) and not self._unwritten_offsets:
             return
-        columns = {name: self._columns[name][self._written : self._size] for name in _COLUMNS}
         head = {
             "user_key": self.settings.user_key,
             "offsets": self._unwritten_offsets,
-            "users": self._users.names[self._written_users :],
-            "items": self._items.names[self._written_items :],
+            "users": self._held.users.names[self._written_users :],
+            "items": self._held.items.names[self._written_items :],
         }
-        self._log.append(encode_frame(head, columns))
+        self._log.append(encode_frame(head, self._held.columns(self._written)))
         self._mark_written()
 
     def forget(self, users: Iterable[str]) -> dict[str, int]:
@@ -242,15 +236,15 @@ class ReplayBuffer:
         Raises:
             StateError: The disk refuses; the file is as it was.
         """
-        known = self._users.find(users)
+        known = self._held.users.find(users)
         if not known:
             return {}
-        held = self._columns["users"][: self._size]
-        counts = np.bincount(held, minlength=len(self._users))
-        gone = np.zeros(len(self._users), np.bool_)
+        columns = self._held.columns()
+        counts = np.bincount(columns["users"], minlength=len(self._held.users))
+        gone = np.zeros(len(self._held.users), np.bool_)
         gone[list(known.values())] = True
-        keep = ~gone[held]
-        np.subtract.at(self._item_counts, self._columns["items"][: self._size][~keep], 1)
+        keep = ~gone[columns["users"]]
+        np.subtract.at(self._held.item_counts, columns["items"][~keep], 1)
         self._keep(keep)
         return {user: int(counts[number]) for user, number in known.items()}
 
@@ -269,37 +263,7 @@ class ReplayBuffer:
             seed: Randomness of the draw; the same seed and log give the same sample.
             since: Learn nothing of the first so many events ever seen.
         """
-        n = self._size
-        users = self._columns["users"][:n]
-        # The newest events are all here, so those taken in after `since` are the last ones, or as many as there are.
-        allowed = np.arange(n) >= n - (self.seen - since)
-        is_recent = (np.arange(n) >= n - recent) & allowed
-        hashes = self._hashes()
-        eligible = ~is_recent & allowed & (hashes[users] <= np.uint64(self._threshold))
-        learn = is_recent | reservoir_blocks(users, eligible, reservoir, np.random.default_rng((seed, self.seen)))
-        involved = np.zeros(len(self._users), np.bool_)
-        involved[users[learn]] = True
-        last = np.full(len(self._users), -1)
-        where = np.flatnonzero(learn)
-        last[users[where]] = where  # later entries win: each user's last event to learn from
-        keep = involved[users] & (np.arange(n) <= last[users])
-        numbers = np.cumsum(involved) - 1
-        known = len(self._items)
-        return Sample(
-            users=numbers[users[keep]].astype(np.int32),
-            items=self._columns["items"][:n][keep],
-            kinds=self._columns["kinds"][:n][keep],
-            times_ms=self._columns["times_ms"][:n][keep],
-            learn=learn[keep],
-            recent=is_recent[keep],
-            user_hashes=hashes[involved],
-            item_ids=list(self._items.names),
-            item_counts=self._item_counts[:known].copy(),
-            item_last_ms=self._item_last_ms[:known].copy(),
-            offsets=dict(self._offsets),
-            seen=self.seen,
-            seed=seed,
-        )
+        return draw(self._held, self._threshold, recent, reservoir, seed, since, self.seen, dict(self._offsets))
 
     def close(self) -> None:
         """Release the file; what was not committed is not kept."""
@@ -310,33 +274,6 @@ class ReplayBuffer:
         if following > self._offsets.get(key, 0):
             self._offsets[key] = self._unwritten_offsets[key] = following
 
-    def _add(
-        self, users: Sequence[str], items: Sequence[str], kinds: NDArray[np.uint8], times_ms: NDArray[np.int64]
-    ) -> None:
-        self._put(self._users.numbers(users), self._items.numbers(items), kinds, times_ms)
-
-    def _put(
-        self,
-        users: NDArray[np.int32],
-        items: NDArray[np.int32],
-        kinds: NDArray[np.uint8],
-        times_ms: NDArray[np.int64],
-    ) -> None:
-        stop = self._size + len(users)
-        if stop > len(self._columns["users"]):
-            size = max(stop, min(2 * stop, self.settings.capacity))
-            self._columns = {name: _grown(array, size) for name, array in self._columns.items()}
-        for name, values in zip(_COLUMNS, (users, items, kinds, times_ms), strict=True):
-            self._columns[name][self._size : stop] = values
-        if len(self._items) > len(self._item_counts):
-            size = 2 * len(self._items)
-            self._item_counts, self._item_last_ms = (
-                _grown(array, size, fill=0) for array in (self._item_counts, self._item_last_ms)
-            )
-        np.add.at(self._item_counts, items, 1)
-        np.maximum.at(self._item_last_ms, items, times_ms)
-        self._size, self.seen = stop, self.seen + len(users)
-
     def _replay(self, head: Mapping[str, Any], columns: Mapping[str, NDArray[Any]]) -> None:
         """Apply a frame that was read from the file."""
         if head.get("user_key", 0) != self.settings.user_key:
@@ -346,93 +283,46 @@ class ReplayBuffer:
                 fix=f"give the key it was written with, or delete {self._log.path.parent}: the trainer begins anew "
                 "with the events that the topics still hold",
             )
-        self._users.extend(head["users"])
-        self._items.extend(head["items"])
-        self._put(columns["users"], columns["items"], columns["kinds"], columns["times_ms"])
+        held = self._held
+        held.users.extend(head["users"])
+        held.items.extend(head["items"])
+        held.put(columns["users"], columns["items"], columns["kinds"], columns["times_ms"])
+        self.seen += len(columns["users"])
         self._offsets |= head["offsets"]
         if "seen" in head:  # the frame a compaction wrote: counts of events that are gone come with it
             self.seen = head["seen"]
             same_seed = head["seed"] == self.settings.seed
             self._threshold = head["threshold"] if same_seed else _EVERYBODY
-            known = len(self._items)
-            self._item_counts[:known], self._item_last_ms[:known] = columns["item_counts"], columns["item_last_ms"]
+            held.item_counts[:], held.item_last_ms[:] = columns["item_counts"], columns["item_last_ms"]
 
     def _mark_written(self) -> None:
-        self._written, self._written_users, self._written_items = self._size, len(self._users), len(self._items)
+        held = self._held
+        self._written, self._written_users, self._written_items = len(held), len(held.users), len(held.items)
         self._unwritten_offsets = {}
 
-    def _hashes(self) -> NDArray[np.uint64]:
-        """Seeded hash of every user (U,); each is computed once."""
-        known = len(self._user_hashes)
-        if known < len(self._users):
-            new = np.fromiter(map(self._hash, self._users.names[known:]), np.uint64, len(self._users) - known)
-            self._user_hashes = np.concatenate((self._user_hashes, new))
-        return self._user_hashes
-
-    def _hash(self, user: str) -> int:
-        digest = blake2b(user.encode("utf-8", "surrogatepass"), digest_size=8, key=self._hash_key).digest()
-        return int.from_bytes(digest, "little")
-
     def _compact(self) -> None:
-        settings, held = self.settings, self._columns["users"][: self._size]
+        settings, held = self.settings, self._held
         shares = Shares(*(int(share * settings.capacity) for share in (RECENT_SHARE, CONTEXT_SHARE, RESERVOIR_SHARE)))
         keep, self._threshold = kept(
-            held, self._hashes(), self._threshold, shares, settings.context, settings.most_per_user
+            held.columns()["users"], held.hashes(), self._threshold, shares, settings.context, settings.most_per_user
         )
         self._keep(keep)
 
     def _keep(self, keep: NDArray[np.bool_]) -> None:
-        """Let go of all events but those of a mask (N,), of users without any, and of items idle for too long."""
-        users, items = self._columns["users"][: self._size][keep], self._columns["items"][: self._size][keep]
-        self._hashes()
-        remain = np.bincount(users, minlength=len(self._users)) > 0
-        self._user_hashes = self._user_hashes[remain]
-        user_numbers = self._users.retain(remain)
-        item_mask = self._items_kept(items)
-        item_numbers = self._items.retain(item_mask)
-        known = len(item_mask)
-        for array in (self._item_counts, self._item_last_ms):
-            remaining = array[:known][item_mask]
-            array[:] = 0
-            array[: len(remaining)] = remaining
-        for name, values in (
-            ("users", user_numbers[users]),
-            ("items", item_numbers[items]),
-            ("kinds", self._columns["kinds"][: self._size][keep]),
-            ("times_ms", self._columns["times_ms"][: self._size][keep]),
-        ):
-            self._columns[name][: len(values)] = values
-        self._size = len(users)
+        self._held.keep(keep, self.settings.max_items)
         self._rewrite()
 
     def _rewrite(self) -> None:
-        known = len(self._items)
-        columns = {name: self._columns[name][: self._size] for name in _COLUMNS}
-        columns |= {"item_counts": self._item_counts[:known], "item_last_ms": self._item_last_ms[:known]}
+        held = self._held
+        columns = held.columns() | {"item_counts": held.item_counts, "item_last_ms": held.item_last_ms}
         head = {
             "user_key": self.settings.user_key,
             "offsets": self._offsets,
-            "users": self._users.names,
-            "items": self._items.names,
+            "users": held.users.names,
+            "items": held.items.names,
             "seen": self.seen,
             "seed": self.settings.seed,
             "threshold": self._threshold,
         }
         self._log.replace(encode_frame(head, columns))
         self._mark_written()
-
-    def _items_kept(self, items: NDArray[np.int32]) -> NDArray[np.bool_]:
-        known = len(self._items)
-        held = np.bincount(items, minlength=known) > 0
-        if known > self.settings.max_items:
-            age = np.lexsort((np.arange(known), -self._item_last_ms[:known], ~held))  # held ones, then the newest
-            mask = np.zeros(known, np.bool_)
-            mask[age[: max(self.settings.max_items, int(held.sum()))]] = True
-            return mask
-        return np.ones(known, np.bool_)
-
-
-def _grown(array: NDArray[Any], size: int, fill: int | None = None) -> NDArray[Any]:
-    grown = np.empty(size, array.dtype) if fill is None else np.full(size, fill, array.dtype)
-    grown[: len(array)] = array
-    return grown

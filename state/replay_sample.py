@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from state.errors import StateError
+from state.replay_held import HeldEvents
 from state.replay_log import FrameLog, encode_frame, sync_directory
 
 BLOCK: Final = 64  # neighbouring events of one user that the reservoir draws together: about a training window
@@ -104,6 +105,60 @@ class Sample:
 _COLUMNS: Final = (
     "users", "items", "kinds", "times_ms", "learn", "recent", "user_hashes", "item_counts", "item_last_ms"
 )  # fmt: skip
+
+
+def draw(
+    held: HeldEvents,
+    threshold: int,
+    recent: int,
+    reservoir: int,
+    seed: int,
+    since: int,
+    seen: int,
+    offsets: Mapping[str, int],
+) -> Sample:
+    """Choose events to learn from, and all earlier events of the same users.
+
+    Args:
+        held: What there is to choose from.
+        threshold: Users with a larger hash are not in the reservoir.
+        recent: Size of the recent window.
+        reservoir: Most older events to learn from.
+        seed: Randomness of the draw.
+        since: Learn nothing of the first so many events ever seen.
+        seen: Events ever seen.
+        offsets: Next offset of each ``topic:partition``.
+    """
+    n, columns = len(held), held.columns()
+    users = columns["users"]
+    # The newest events are all here, so those taken in after `since` are the last ones, or as many as there are.
+    allowed = np.arange(n) >= n - (seen - since)
+    is_recent = (np.arange(n) >= n - recent) & allowed
+    hashes = held.hashes()
+    eligible = ~is_recent & allowed & (hashes[users] <= np.uint64(threshold))
+    learn = is_recent | reservoir_blocks(users, eligible, reservoir, np.random.default_rng((seed, seen)))
+    involved = np.zeros(len(held.users), np.bool_)
+    involved[users[learn]] = True
+    last = np.full(len(held.users), -1)
+    where = np.flatnonzero(learn)
+    last[users[where]] = where  # later entries win: each user's last event to learn from
+    keep = involved[users] & (np.arange(n) <= last[users])
+    numbers = np.cumsum(involved) - 1
+    return Sample(
+        users=numbers[users[keep]].astype(np.int32),
+        items=columns["items"][keep],
+        kinds=columns["kinds"][keep],
+        times_ms=columns["times_ms"][keep],
+        learn=learn[keep],
+        recent=is_recent[keep],
+        user_hashes=hashes[involved],
+        item_ids=list(held.items.names),
+        item_counts=held.item_counts.copy(),
+        item_last_ms=held.item_last_ms.copy(),
+        offsets=offsets,
+        seen=seen,
+        seed=seed,
+    )
 
 
 def reservoir_blocks(

@@ -8,19 +8,9 @@ from typing import Annotated, Any, Literal
 import typer
 from typer.core import TyperGroup
 
-from state.errors import RecstreamError
 from streams import evaluate_cli, forget_cli, learning_cli, models_cli, options, topics_cli, tune_cli
-from streams.console import (
-    EXIT_FAILURE,
-    EXIT_INTERRUPTED,
-    EXIT_USAGE,
-    print_json,
-    progress_bar,
-    say,
-    screen,
-    show_error,
-)
-from streams.settings import SettingsError, load_settings
+from streams.console import EXIT_FAILURE, exit_status, print_json, progress_bar, say
+from streams.settings import load_settings
 
 
 class _Commands(TyperGroup):
@@ -28,13 +18,8 @@ class _Commands(TyperGroup):
 
     def invoke(self, ctx: Any) -> Any:
         try:
-            return super().invoke(ctx)
-        except RecstreamError as error:
-            show_error(error)
-            raise typer.Exit(EXIT_USAGE if isinstance(error, SettingsError) else EXIT_FAILURE) from error
-        except KeyboardInterrupt:
-            screen().print("interrupted", style="yellow")
-            raise typer.Exit(EXIT_INTERRUPTED) from None
+            with exit_status():
+                return super().invoke(ctx)
         except BrokenPipeError:  # the reader of our output is gone, as in `recstream tail | head`
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             raise typer.Exit(EXIT_FAILURE) from None

@@ -10,6 +10,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskProgressC
 from rich.text import Text
 
 from state.errors import RecstreamError
+from streams.errors import SettingsError
 
 EXIT_FAILURE: Final = 1
 EXIT_USAGE: Final = 2
@@ -34,6 +35,23 @@ def show_error(error: RecstreamError) -> None:
         console.print(Text.assemble(("  why: ", "bold"), error.why), soft_wrap=True)
     if error.fix:
         console.print(Text.assemble(("  fix: ", "bold green"), error.fix), soft_wrap=True)
+
+
+@contextmanager
+def exit_status() -> Iterator[None]:
+    """End the program with the status of how its work ends: 1 failed with a reason, 2 wrong settings, 130 interrupted.
+
+    Raises:
+        SystemExit: the work did not end well.
+    """
+    try:
+        yield
+    except RecstreamError as error:
+        show_error(error)
+        raise SystemExit(EXIT_USAGE if isinstance(error, SettingsError) else EXIT_FAILURE) from error
+    except KeyboardInterrupt:
+        screen().print("interrupted", style="yellow")
+        raise SystemExit(EXIT_INTERRUPTED) from None
 
 
 def print_json(values: Mapping[str, Any]) -> None:

@@ -11,7 +11,7 @@ from aiokafka import AIOKafkaConsumer
 from aiokafka.errors import KafkaError as AioKafkaError
 from aiokafka.structs import ConsumerRecord, TopicPartition
 from kafka.admin import KafkaAdminClient
-from kafka.errors import KafkaError, KafkaTimeoutError
+from kafka.errors import KafkaError, KafkaTimeoutError, SaslAuthenticationFailedError
 from kafka.net.compat import KafkaNetClient
 
 from streams.errors import BrokerError, SettingsError
@@ -197,7 +197,7 @@ def admin(settings: Settings, timeout_seconds: float = 3.0) -> Iterator[KafkaAdm
         started.append(KafkaNetClient(**config))
         return started[0]
 
-    with _last_failure() as failures:
+    with _failures() as failures:
         try:
             client = KafkaAdminClient(
                 **options,
@@ -211,7 +211,7 @@ def admin(settings: Settings, timeout_seconds: float = 3.0) -> Iterator[KafkaAdm
             if not isinstance(error, KafkaError | OSError):
                 raise
             # It answers, so it is about who we are.
-            raise _unwelcome(settings, describe(failures[0] if failures else error)) from error
+            raise _unwelcome(settings, describe(_reason([*failures, error]))) from error
     try:
         with broker_errors(settings, "administer Kafka"):
             yield client
@@ -219,8 +219,17 @@ def admin(settings: Settings, timeout_seconds: float = 3.0) -> Iterator[KafkaAdm
         client.close()
 
 
+def _reason(failures: Sequence[BaseException]) -> BaseException:
+    """The broker's refusal if it is among them, else the first.
+
+    kafka-python throws away an answer that it reads together with the end of the connection, and Kafka hangs up 0.1 s
+    after it refused. On a busy machine the reason is heard from one of the next tries only, of about five.
+    """
+    return min(failures, key=lambda failure: not isinstance(failure, SaslAuthenticationFailedError))
+
+
 @contextmanager
-def _last_failure() -> Iterator[list[BaseException]]:
+def _failures() -> Iterator[list[BaseException]]:
     """Collect why kafka-python's connections fail: its exception says only that time ran out, its log says why."""
     failures: list[BaseException] = []
 

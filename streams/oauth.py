@@ -38,6 +38,9 @@ _UNSTATED_LIFE_SECONDS: Final = 300.0  # of a token that says nowhere when it ex
 _FIRST_PAUSE_SECONDS: Final = 1.0  # after a failure; doubled by each further one
 _LONGEST_PAUSE_SECONDS: Final = 30.0
 _PACE_SECONDS: Final = 1.0  # between two tries of a client that got no token: aiokafka itself waits 0.1 s
+_FREE_CONNECTIONS: Final = 100  # of a client with one token; a broker that refuses it sees 2.5 a second of each client
+_FREE_AGAIN_SECONDS: Final = 10.0  # until one more is free
+_LONGEST_WAIT_SECONDS: Final = 5.0
 _MAX_REPLY_BYTES: Final = 256 * 1024
 _FIX: Final = "check the RECSTREAM_OAUTH_* settings and what the token URL's server logs about this client"
 _FILE_VARIABLE: Final = "RECSTREAM_OAUTH_TOKEN_FILE"
@@ -118,10 +121,17 @@ class TokenSource:
 
 
 class AsyncTokens(AbstractTokenProvider):  # type: ignore[misc]
-    """A source as aiokafka and Faust want it: fetched in a thread, a failure is a connection that failed."""
+    """A source as aiokafka and Faust want it: fetched in a thread, a failure is a connection that failed.
+
+    Nobody says whether the broker accepted a token: aiokafka asks for it with every connection, and connects anew 0.1 s
+    after one was closed. So a client that connects with the same token again and again is made to wait, a second longer
+    each time up to 5 s; a new token ends that.
+    """
 
     def __init__(self, source: TokenSource) -> None:
         self._source = source
+        self._text = ""
+        self._connections = self._connected_at = 0.0  # of late, with this token
 
     async def token(self) -> str:
         """A valid token.
@@ -130,10 +140,20 @@ class AsyncTokens(AbstractTokenProvider):  # type: ignore[misc]
             KafkaConnectionError: there is none; aiokafka tries again later, as with a broker that is away.
         """
         try:
-            return await asyncio.to_thread(self._source.token)
+            text = await asyncio.to_thread(self._source.token)
         except TokenError as error:
             await asyncio.sleep(_PACE_SECONDS)
             raise KafkaConnectionError(str(error)) from error
+        await asyncio.sleep(self._wait_seconds(text))
+        return text
+
+    def _wait_seconds(self, text: str) -> float:
+        if text != self._text:
+            self._text, self._connections = text, 0.0
+        now = time.monotonic()
+        rested = (now - self._connected_at) / _FREE_AGAIN_SECONDS
+        self._connections, self._connected_at = max(0.0, self._connections - rested) + 1, now
+        return min(max(0.0, self._connections - _FREE_CONNECTIONS), _LONGEST_WAIT_SECONDS)
 
 
 class BlockingTokens(BlockingTokenProvider):  # type: ignore[misc]

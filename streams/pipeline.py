@@ -11,7 +11,6 @@ repeats recommendations (at least once), never state (effectively once).
 
 import asyncio
 import logging
-import math
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -24,29 +23,27 @@ from models.recommend import Recommender
 from models.serving import ServingModel
 from state.arena import Arena
 from state.cold import ColdStore
-from state.errors import RecstreamError, StateError
 from state.pseudonyms import Pseudonyms
-from state.snapshot import SnapshotMeta, write
 from state.store import UserStore
 from streams.compute import Compute
+from streams.consumer import Membership
 from streams.deadletters import dead_letter, encode_dead_letters
 from streams.erasures import Erasures
+from streams.fetch import RecordBatch
+from streams.flushes import Flushes
 from streams.metrics import Metrics
 from streams.output import Output
-from streams.partition import Flushed, Partition, flush_partition, snapshot_path
+from streams.partition import Partition, flush_partition
 from streams.record_batch import EncodedBatch
 from streams.restore import Restored, restore
 from streams.settings import Settings
-from streams.topics import CHANGELOG, FORGET_USERS, FORGOTTEN_USERS, INVALID_EVENTS, RECOMMENDATIONS
-from streams.transport import Membership, RecordBatch, take
+from streams.topics import FORGET_USERS, FORGOTTEN_USERS, INVALID_EVENTS, RECOMMENDATIONS
+from streams.transport import take
 
 _T = TypeVar("_T")
-_EXPIRE_EVERY_SECONDS: Final = 60.0
 _MAX_WAITING: Final = 4  # fetches between the agents and the pipeline
 _HOP_EVENTS: Final = 1024  # computed at once, 15 ms: the loop sends their recommendations before it goes on
 _INLINE_EVENTS: Final = 32  # computed on the event loop, under 1 ms: two thread switches can take longer
-_MEMBERSHIP_POLL_SECONDS: Final = 0.05
-_MOST_WRITTEN_AGAIN: Final = 3  # in a worker's life: each needs a worker suspended within milliseconds
 
 log = logging.getLogger(__name__)
 
@@ -88,17 +85,12 @@ class Pipeline(Service):  # type: ignore[misc]
         self.progressed_at = time.monotonic()
         self._compute = Compute(recommender, metrics, settings.max_event_bytes, self.pseudonyms)
         self._output = Output(settings)
-        self._state_output = Output(settings)  # a connection of its own: recommendations do not wait behind a flush
+        self._flushes = Flushes(settings, metrics, self._changelog_id, lambda: self.membership())  # noqa: PLW0108 - set later
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="compute")
         self._waiting: asyncio.Queue[Any] = asyncio.Queue(_MAX_WAITING)
         self._arrived = asyncio.Event()
-        self._processed: list[Any] = []  # events whose effects wait for a flush
         self._turn = asyncio.Lock()
-        self._flushing: asyncio.Task[None] | None = None
-        self._tenure = 0  # counts how often everything was forgotten
-        self._written_again = 0
         self.membership: Callable[[], Membership] = lambda: "held"
-        self._flushed_at = self._expired_at = self._snapshot_at = time.monotonic()
         self._cold: ColdStore | None = None
         if settings.max_resident_users:
             self._cold = ColdStore(settings.state_dir / settings.app_id / f"cold-{index}")
@@ -108,13 +100,13 @@ class Pipeline(Service):  # type: ignore[misc]
     async def on_start(self) -> None:
         """Connect the producer."""
         await self._output.start((RECOMMENDATIONS, INVALID_EVENTS, FORGOTTEN_USERS))
-        await self._state_output.start((CHANGELOG,))
+        await self._flushes.start()
 
     async def on_stop(self) -> None:
         """Disconnect; everything worth keeping was flushed when the partitions were handed over."""
         self.ready = False
         await self._output.stop()
-        await self._state_output.stop()
+        await self._flushes.stop()
         self._thread.shutdown()
         if self._cold is not None:
             self._cold.close()
@@ -157,15 +149,13 @@ class Pipeline(Service):  # type: ignore[misc]
 
     @Service.task  # type: ignore[untyped-decorator]
     async def _run(self) -> None:
-        interval = self.settings.commit_interval_seconds
         while not self.should_stop:
-            due = max(0.0, self._flushed_at + interval - time.monotonic())
             with suppress(TimeoutError):
-                await asyncio.wait_for(self._arrived.wait(), due)
+                await asyncio.wait_for(self._arrived.wait(), self._flushes.due_in_seconds)
             async with self._turn:
                 await self._round()
-                if time.monotonic() >= self._flushed_at + interval:
-                    await self._start_flush()
+                if not self._flushes.due_in_seconds:
+                    await self._flush()
 
     async def _round(self) -> None:
         """Process everything that waits: a hop to the compute thread for about a thousand events, none for a few."""
@@ -196,7 +186,7 @@ class Pipeline(Service):  # type: ignore[misc]
                 work, size = [], 0
         if work:
             await self._produce(work, size)
-        self._processed += events
+        self._flushes.processed += events
         self.progressed_at = time.monotonic()
 
     async def _produce(self, work: list[tuple[Partition, list[RecordBatch]]], size: int) -> None:
@@ -223,24 +213,15 @@ class Pipeline(Service):  # type: ignore[misc]
         for letters in encode_dead_letters([dead_letter(batch, bad) for bad in rejected]):
             self._output.send(INVALID_EVENTS, partition.number, letters)
         if len(rejected) == len(batch):  # nothing to answer
-            self._processed.append(event)
+            self._flushes.processed.append(event)
 
-    # -- flushes
+    # -- flushes, and handing partitions over
 
-    async def _start_flush(self, snapshot: bool = False) -> None:
+    async def _flush(self, snapshot: bool = False) -> None:
         """Capture what is to be made durable, then do it beside the next rounds; one flush at a time."""
-        if self._flushing is not None:
-            await self._flushing  # raises what made it fail
-        self._flushed_at = now = time.monotonic()
-        interval = self.settings.snapshot_interval_seconds
-        snapshot = snapshot or bool(interval and now >= self._snapshot_at + interval)
-        ttl_days, expire_before = self.settings.user_ttl_days, None
-        if ttl_days and now >= self._expired_at + min(_EXPIRE_EVERY_SECONDS, ttl_days * 86_400 / 4):
-            self._expired_at = now
-            expire_before = int(time.time() * 1000 - ttl_days * 86_400_000)
-        if snapshot:
-            self._snapshot_at = now
-        events, self._processed = self._processed, []
+        await self._flushes.settled()
+        started, snapshot, expire_before = self._flushes.plan(snapshot)
+        events = self._flushes.take_events()
         flushed = []
         await self.in_thread(self._compute.publish)
         for partition in list(self.partitions.values()):
@@ -250,107 +231,8 @@ class Pipeline(Service):  # type: ignore[misc]
             # Let events through between two captures. They are acknowledged by the next flush; a later capture may hold
             # their state already, so their outputs are among those awaited below.
             await self._round()
-        outputs = self._output.outstanding()
-        if events or any(part.batches or part.snapshot for part in flushed):
-            self._flushing = asyncio.create_task(self._finish_flush(outputs, flushed, events, now, self._tenure))
+        self._flushes.begin(self._output.outstanding(), flushed, events, started)
         self._count_state()
-
-    async def _finish_flush(
-        self,
-        outputs: list["asyncio.Future[Any]"],
-        flushed: list[Flushed],
-        events: list[Any],
-        started: float,
-        tenure: int,
-    ) -> None:
-        await asyncio.gather(*outputs)
-        if not await self._still_ours(tenure):
-            return  # the next owner has these events; a record written now would hide its newer one
-        sent = [
-            (part.partition, self._state_output.send(CHANGELOG, part.partition.number, encoded), encoded.record_count())
-            for part in flushed
-            for encoded in part.batches
-        ]
-        overwritten = [part for part, future, count in sent if _advance(part, (await future).offset, count)]
-        if overwritten:
-            self._write_again(overwritten)
-            self._processed = events + self._processed  # a crash before that flush repeats them
-        else:
-            for event in events:
-                event.ack()
-        self.metrics.flushes.inc()
-        self.metrics.changelog_records.inc(sum(part.records for part in flushed))
-        self.metrics.expired.inc(sum(part.expired for part in flushed))
-        self.metrics.flush_seconds.set(time.monotonic() - started)
-        for part in flushed:
-            if part.snapshot is not None:
-                written = await self._write_snapshot(part)
-                await self._erased(part, written)
-
-    def _write_again(self, partitions: list[Partition]) -> None:
-        """Let the next flush write every user of partitions whose changelog another worker wrote to.
-
-        A worker that was suspended between its check of membership and its write wakes up and writes what it had held,
-        of users that are this worker's by now. What is here is right: it holds the partition and began at the committed
-        offsets, which nothing of the other's had moved.
-
-        Raises:
-            StateError: it happens again and again (two groups share a changelog), or users in the cold store may be
-                concerned.
-        """
-        self._written_again += 1
-        for partition in {part.number: part for part in partitions}.values():
-            if self._written_again > _MOST_WRITTEN_AGAIN or partition.store.cold:
-                what = f"another worker wrote to the changelog of partition {partition.number}"
-                fix = "start the worker again; if it goes on, look for workers with another RECSTREAM_APP_ID"
-                raise StateError(what, "two workers believe to hold it", fix)
-            log.warning("Another worker wrote to the changelog of partition %d: writing it again", partition.number)
-            partition.rewrite = True
-        self._flushed_at = -math.inf
-
-    async def _still_ours(self, tenure: int) -> bool:
-        """Whether the partitions are this worker's; waits until the group has said so after a suspension."""
-        while tenure == self._tenure:
-            membership = self.membership()
-            if membership != "unsure":
-                return membership == "held"
-            await asyncio.sleep(_MEMBERSHIP_POLL_SECONDS)
-        return False
-
-    async def _erased(self, flushed: Flushed, written: bool) -> None:
-        """Whoever is neither in the new snapshot nor in the cold store's files has left the disk."""
-        if not flushed.erased:
-            return
-        names = [one.request.name for one in flushed.erased]
-        loop = asyncio.get_running_loop()
-        if not written:  # a snapshot less only slows the next start
-            path = snapshot_path(self.settings.state_dir, self.settings.app_id, flushed.partition.number)
-            try:
-                await loop.run_in_executor(None, path.unlink, True)
-            except OSError as error:
-                log.error("%s still holds users to be forgotten: %s. Trying again", path, error)
-                for one in flushed.erased:
-                    one.captured = False
-                return
-            flushed.partition.snapshot_next = -1
-        await loop.run_in_executor(None, flushed.partition.store.purge, names)
-        for one in flushed.erased:
-            one.durable = True
-
-    async def _write_snapshot(self, flushed: Flushed) -> bool:
-        """Returns whether the snapshot on disk is as new as the changelog."""
-        partition = flushed.partition
-        if flushed.snapshot is None or partition.changelog_next == partition.snapshot_next:
-            return True
-        path = snapshot_path(self.settings.state_dir, self.settings.app_id, partition.number)
-        meta = SnapshotMeta(partition.number, partition.changelog_next, int(time.time() * 1000), self._changelog_id)
-        try:
-            await asyncio.get_running_loop().run_in_executor(None, write, path, flushed.snapshot, meta)
-        except RecstreamError as error:  # the changelog has everything: a missing snapshot only slows the next start
-            log.warning("%s", error)
-            return False
-        partition.snapshot_next = meta.changelog_offset
-        return True
 
     async def drain(self, snapshot: bool = False) -> None:
         """Process everything taken, make it durable and acknowledge it; partitions may leave afterwards."""
@@ -361,10 +243,8 @@ class Pipeline(Service):  # type: ignore[misc]
                 await self._round()
                 await asyncio.sleep(0)  # an agent may have waited for a place in the queue
             while True:
-                await self._start_flush(snapshot)
-                if self._flushing is not None:
-                    await self._flushing
-                    self._flushing = None
+                await self._flush(snapshot)
+                await self._flushes.settled()
                 if not any(partition.rewrite for partition in self.partitions.values()):
                     break
             if self.membership() == "lost":
@@ -384,8 +264,7 @@ class Pipeline(Service):  # type: ignore[misc]
             self._forget_all()
 
     def _forget_all(self) -> None:
-        self._tenure += 1
-        self._processed = []
+        self._flushes.forget()
         self._forget(set(self.partitions))
 
     # -- partitions
@@ -402,7 +281,7 @@ class Pipeline(Service):  # type: ignore[misc]
                 self.partitions.values(), self.settings, self._changelog_id, self.metrics, self.in_thread
             )
         self._count_state()
-        self._flushed_at = self._snapshot_at = time.monotonic()
+        self._flushes.rest()
         self.ready = True
         self.metrics.ready.set(1)
         return restored
@@ -426,18 +305,3 @@ class Pipeline(Service):  # type: ignore[misc]
         self.metrics.users.labels("cold").set(sum(store.cold for store in stores))
         self.metrics.state_bytes.set(sum(store.arena.nbytes for store in stores))
         self.metrics.items.set(len(self.recommender.items) - 1)
-
-
-def _advance(partition: Partition, offset: int, count: int) -> bool:
-    """Note that `count` changelog records were written at `offset`; returns whether others stand before them.
-
-    Raises:
-        StateError: the changelog is shorter than it was.
-    """
-    expected = partition.changelog_next
-    if 0 <= offset < expected:  # -1: a retried batch whose place the broker forgot
-        what = f"the changelog of partition {partition.number} goes on at {offset}, not at {expected}"
-        fix = "start the worker again: it restores what is in the changelog"
-        raise StateError(what, "the topic was emptied or replaced", fix)
-    partition.changelog_next = max(offset, expected) + count
-    return offset > expected

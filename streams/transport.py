@@ -19,27 +19,19 @@ records that came earlier in a partition would look like redelivered ones.
             await queue.put(event)  # later, when its effects are durable: event.ack()
 """
 
-import asyncio
-import time
 from collections.abc import Awaitable, Callable
-from typing import Any, Final, Literal, cast
+from typing import Any, Literal, cast
 
-from aiokafka.errors import ConsumerStoppedError
-from aiokafka.structs import TopicPartition
 from faust import Schema
 from faust.transport.drivers import aiokafka as driver
-from faust.types import TP, ConsumerMessage
+from faust.types import TP
 
 from state.errors import RecstreamError
-from streams.fetch import RecordBatch, fetch_batches
-from streams.offsets import OffsetTracker
-
-__all__ = ["BatchConsumer", "BatchTransport", "RecordBatch", "TransportError", "batch_topic", "install", "take"]
+from streams.consumer import BatchConsumer
+from streams.fetch import RecordBatch
 
 IsolationLevel = Literal["read_uncommitted", "read_committed"]
 BeforeRevoke = Callable[[set[TP]], Awaitable[None]]
-Membership = Literal["held", "unsure", "lost"]
-_LEASE_SHARE: Final = 0.8  # of the session timeout: what is left covers a write's way to the broker
 
 
 class TransportError(RecstreamError):
@@ -59,297 +51,8 @@ class BatchSchema(Schema):  # type: ignore[misc]
         return decode
 
 
-class BatchConsumerThread(driver.AIOKafkaConsumerThread):  # type: ignore[misc]
-    """The consumer's own thread: talks to Kafka, so heartbeats and fetches go on while the main loop computes."""
-
-    accepted_at = float("-inf")  # when the last heartbeat that the group accepted was sent
-
-    def _create_worker_consumer(self, transport: "BatchTransport") -> Any:
-        consumer = super()._create_worker_consumer(transport)
-        consumer._isolation_level = transport.isolation_level  # both are read when the consumer starts
-        consumer._fetch_max_wait_ms = transport.fetch_max_wait_ms
-        return consumer
-
-    async def on_start(self) -> None:
-        """Connect, and note when heartbeats are accepted."""
-        await super().on_start()
-        coordinator = self._ensure_consumer()._coordinator
-        send_heartbeat = coordinator._do_heartbeat
-
-        async def heartbeat() -> bool:
-            sent_at = time.monotonic()
-            accepted = bool(await send_heartbeat())
-            if accepted:
-                self.accepted_at = sent_at
-            return accepted
-
-        coordinator._do_heartbeat = heartbeat
-
-    async def _fetch_records(
-        self,
-        consumer: Any,
-        active_partitions: set[TP] | None,
-        timeout: float | None = None,
-        max_records: int | None = None,
-    ) -> dict[TP, list[Any]]:
-        delegate = self.consumer
-        if not delegate.flow_active:
-            return {}
-        fetcher = consumer._fetcher
-        if consumer._closed or fetcher._closed:
-            raise ConsumerStoppedError
-        with fetcher._subscriptions.fetch_context():
-            records = await fetch_batches(
-                fetcher,
-                active_partitions,
-                may_take=lambda: bool(delegate.flow_active),
-                in_batches=self.transport.batch_topics.__contains__,
-                timeout_seconds=timeout or 0.0,
-                max_events=self.transport.max_batch_events,
-            )
-        return _together(records, self.transport.batch_topics, self.transport.lone_topics)
-
-
-def _together(records: dict[TP, list[Any]], batch_topics: set[str], lone_topics: set[str]) -> dict[TP, list[Any]]:
-    """All record batches of a fetch as one tuple under the first partition that has records; others as they are.
-
-    Batches of lone topics are a tuple each.
-    """
-    together = batch_topics - lone_topics
-    batches = [batch for tp, found in records.items() if tp.topic in together for batch in found]
-    rest = {
-        tp: [(batch,) for batch in found] if tp.topic in lone_topics else found
-        for tp, found in records.items()
-        if tp.topic not in together
-    }
-    if not batches:
-        return rest
-    batches.sort(key=_is_empty)  # stable
-    return {TP(batches[0].topic, batches[0].partition): [tuple(batches)], **rest}
-
-
-def _is_empty(batch: RecordBatch) -> bool:
-    return not batch.offsets
-
-
-class BatchConsumer(driver.Consumer):  # type: ignore[misc]
-    """Delivers batches, commits the acknowledged prefix, and lets the pipeline finish before partitions leave.
-
-    Guarantee: at least once. Nothing is committed for an event that was not acknowledged, in whatever order events are
-    acknowledged, with the Cython stream and with `NO_CYTHON=1` (both set `message.acked`, the only thing read here).
-    """
-
-    callback: Callable[[ConsumerMessage], Awaitable[None]]
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        self.tracker = OffsetTracker()
-        self._handing_over = False
-        super().__init__(*args, **kwargs)
-        self._conduct = self.callback
-        self.callback = self._deliver
-
-    def _new_consumer_thread(self) -> BatchConsumerThread:
-        return BatchConsumerThread(self, loop=self.loop, beacon=self.beacon)
-
-    # -- delivery
-
-    async def _getmany(self, active_partitions: set[TP] | None, timeout: float) -> dict[TP, list[Any]] | None:
-        """None (take no action) when the flow stopped meanwhile.
-
-        Faust would seek at once, in the middle of a hand-over. Whatever stops the flow, a rebalance or the shutdown,
-        has positions start from the committed offsets afterwards, so what was fetched is fetched again.
-        """
-        records: dict[TP, list[Any]] = await super()._getmany(active_partitions, timeout)
-        return records if self.flow_active else None
-
-    def _to_message(self, tp: TP, record: Any) -> ConsumerMessage:
-        if type(record) is not tuple:
-            return super()._to_message(tp, record)
-        first: RecordBatch = record[0]
-        # The drain loop drops messages below the last offset it delivered, so a batch counts as its first record.
-        offset = first.offsets[0] if first.offsets else first.next_offset - 1
-        return ConsumerMessage(
-            topic=first.topic,
-            partition=first.partition,
-            offset=offset,
-            timestamp=first.timestamps[0] / 1000.0 if first.timestamps else 0.0,
-            timestamp_type=0,
-            headers=None,
-            key=None,
-            value=record,
-            checksum=None,
-            tp=tp,
-            generation_id=self.app.consumer_generation_id,
-        )
-
-    async def _deliver(self, message: ConsumerMessage) -> None:
-        """Track, then hand to the conductor, which puts the event on the channel of its topic.
-
-        A full channel blocks here, and with it the fetch loop: that is the back-pressure.
-        """
-        if not self.flow_active or message.generation_id != self.app.consumer_generation_id:
-            return  # a rebalance began: these records are fetched again from the committed offset
-        if type(message.value) is tuple:
-            empty = True
-            for batch in message.value:
-                tp = TP(batch.topic, batch.partition)
-                if batch.offsets:
-                    self.tracker.track(tp, message, batch.next_offset)
-                    empty = False
-                else:
-                    self.tracker.skip(tp, batch.next_offset)
-            if empty:
-                return
-        elif self.app.topics.acks_enabled_for(message.topic):
-            self.tracker.track(message.tp, message, message.offset + 1)
-        await self._conduct(message)
-
-    def on_buffer_full(self, tp: TP) -> None:
-        """Never stop fetching a batch topic: its full channel blocks the fetch loop without losing time.
-
-        Stock Faust takes the partition out of the fetch instead; once all are out it sleeps a whole second, and while
-        some are out it waits up to a second for data of the others.
-        """
-        if tp.topic not in self.transport.batch_topics:
-            super().on_buffer_full(tp)
-
-    # -- offsets
-
-    def _filter_tps_with_pending_acks(self, topics: Any = None) -> list[TP]:
-        return [
-            TP(*partition)
-            for partition in self.tracker.partitions()
-            if topics is None or partition in topics or partition[0] in topics
-        ]
-
-    def _new_offset(self, tp: TP) -> int | None:
-        # Faust keeps its own lists of acknowledged offsets; unread they would only grow.
-        self._acked.pop(tp, None)
-        self._acked_index.pop(tp, None)
-        return self.tracker.committable(tp)
-
-    async def _add_gap(self, tp: TP, offset_from: int, offset_to: int) -> None:
-        """Gaps are part of each batch's `next_offset`."""
-
-    async def perform_seek(self) -> None:
-        """Go back to the committed offsets; whatever was in flight is delivered again."""
-        self._forget()
-        await super().perform_seek()
-        self._forget()
-
-    def _forget(self) -> None:
-        self.tracker.clear()
-        self._acked.clear()
-        self._acked_index.clear()
-
-    # -- handing partitions over
-
-    @property
-    def membership(self) -> Membership:
-        """Whether the group still knows this worker, so that nobody else can hold its partitions.
-
-        `unsure`: no heartbeat was accepted for most of a session time-out, as after the process was suspended or cut
-        off; another worker may have the partitions by now. The next heartbeat tells.
-        """
-        consumer = self._thread._consumer
-        if consumer is None:
-            return "unsure"
-        if consumer._coordinator.generation == driver.DEFAULT_GENERATION_ID:
-            return "lost"
-        lease = self.app.conf.broker_session_timeout * _LEASE_SHARE
-        return "held" if time.monotonic() - self._thread.accepted_at < lease else "unsure"
-
-    def consumed(self, tp: TP) -> int:
-        """Offset below which nothing of a partition will be delivered any more, to whomever it belongs next.
-
-        What the group has committed; where it has committed nothing and nothing was delivered, where reading began.
-        """
-        committed = self._committed_offset.get(tp)
-        if committed is not None:
-            return int(committed)
-        consumer = self._thread._consumer
-        subscription = None if consumer is None else consumer._subscription.subscription
-        assignment = None if subscription is None else subscription.assignment
-        if assignment is None or self.tracker.in_flight(tp) or self.tracker.committable(tp) is not None:
-            return 0
-        partition = TopicPartition(*tp)
-        state = assignment.state_value(partition) if partition in assignment.tps else None
-        return int(state.position) if state is not None and state.has_valid_position else 0
-
-    async def on_partitions_assigned(self, assigned: set[TP], generation_id: int = 0) -> None:
-        """Joining counts as a heartbeat."""
-        self._thread.accepted_at = time.monotonic()
-        await super().on_partitions_assigned(assigned, generation_id)
-
-    async def on_partitions_revoked(self, revoked: set[TP]) -> None:
-        """Stop the flow, let the pipeline finish what it took, commit, and only then give the partitions up.
-
-        When the group has dropped this worker already, others own the partitions: nothing is finished or committed.
-        """
-        lost = self.membership == "lost"
-        if revoked and not self.app.should_stop:
-            self.stop_flow()
-            self.app.flow_control.suspend()
-            self.tracker.seal(_never if lost else _was_taken)
-            self.app.flow_control.clear()  # batches no agent took yet
-            if lost:
-                self.log.warning("The group dropped this worker: it gives up what it holds and joins again")
-                await self.transport.on_lost()
-            else:
-                await self._finish(revoked)
-        self._handing_over = True
-        try:
-            await super().on_partitions_revoked(revoked)
-        finally:
-            self._handing_over = False
-            self._forget()
-
-    async def wait_empty(self) -> None:
-        """At shutdown (Faust has stopped the flow): let the pipeline finish, then commit."""
-        if self._handing_over or self.should_stop:  # already finished, or the pipeline is gone
-            await self._commit_now()
-            return
-        self.tracker.seal(_was_taken)
-        await self._finish(self.assignment())
-
-    async def _finish(self, partitions: set[TP]) -> None:
-        """Wait, within the time the group grants for a rebalance, until everything taken is acknowledged; commit.
-
-        When the time is over the worker crashes after committing the acknowledged prefix: going on would write state
-        for partitions that another worker owns by then.
-        """
-        before_revoke = self.transport.before_revoke
-        try:
-            finished = super().wait_empty() if before_revoke is None else before_revoke(set(partitions))
-            await asyncio.wait_for(finished, timeout=self.app.conf.broker_rebalance_timeout)
-        except Exception as error:
-            self.log.exception("The pipeline could not finish before its partitions leave: %r", error)
-            await self.app.crash(error)
-        finally:
-            await self._commit_now()
-
-    async def _commit_now(self) -> None:
-        """Commit what is acknowledged by now; a commit already under way may have missed the last of it."""
-        try:
-            async with asyncio.timeout(self.app.conf.broker_rebalance_timeout):
-                while await self.maybe_wait_for_commit_to_finish():
-                    pass
-                await self.commit_and_end_transactions()
-        except TimeoutError:
-            self.log.error("Kafka did not take the last offsets in time: what follows the last commit is read again")
-
-
-def _never(_message: Any) -> bool:
-    return False
-
-
 async def _nothing() -> None:
     pass
-
-
-def _was_taken(message: Any) -> bool:
-    """Whether a stream handed the message to its agent (set by both the Cython and the Python iterator)."""
-    return bool(message.tracked)
 
 
 class BatchTransport(driver.Transport):  # type: ignore[misc]
@@ -368,6 +71,8 @@ class BatchTransport(driver.Transport):  # type: ignore[misc]
             not acknowledged is delivered again, to the next owner. Given `broker_rebalance_timeout` at most.
         on_lost: Awaited instead, with the flow stopped, when the group dropped this worker without asking: forget
             everything about its partitions.
+        finished: Whether a shutdown let the pipeline finish: everything taken is durable, and committed if Kafka took
+            the commit. What is left is closing the clients.
     """
 
     Consumer = BatchConsumer
@@ -392,6 +97,7 @@ class BatchTransport(driver.Transport):  # type: ignore[misc]
         self.isolation_level: IsolationLevel = isolation_level
         self.before_revoke = before_revoke
         self.on_lost = on_lost
+        self.finished = False
 
 
 def install(

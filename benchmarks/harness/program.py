@@ -8,8 +8,7 @@ from typing import Annotated, Any, Final
 import typer
 
 from benchmarks.harness.report import DEFAULT_OUT
-from state.errors import RecstreamError
-from streams.console import print_json, screen, show_error
+from streams.console import exit_status, print_json
 
 Json = Annotated[bool, typer.Option("--json", help="print the result as one JSON object on the last line")]
 Out = Annotated[Path, typer.Option(help="directory of the JSON file and the plot")]
@@ -27,11 +26,5 @@ def run(main: Callable[..., None]) -> None:
     logging.getLogger("aiokafka").setLevel(logging.CRITICAL)  # it retries while new topics get their leaders
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="markdown")
     app.command()(main)
-    try:
+    with exit_status():
         app(standalone_mode=True)
-    except RecstreamError as error:
-        show_error(error)
-        raise SystemExit(1) from error
-    except KeyboardInterrupt:
-        screen().print("interrupted", style="yellow")
-        raise SystemExit(130) from None

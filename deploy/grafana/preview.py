@@ -24,7 +24,7 @@ import typer
 from drawing import Answers, Marks, Series, draw, empty
 
 from state.errors import RecstreamError
-from streams.console import EXIT_FAILURE, EXIT_INTERRUPTED, EXIT_USAGE, say, show_error
+from streams.console import exit_status, say
 from streams.errors import SettingsError
 
 DASHBOARDS = Path(__file__).parent / "dashboards"
@@ -217,13 +217,8 @@ def main(arguments: Sequence[str]) -> None:
     """Run the program: 0 done, 1 failed with a reason, 2 usage, 130 interrupted."""
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
     app.command()(preview)
-    try:
+    with exit_status():
         app(arguments)
-    except RecstreamError as error:
-        show_error(error)
-        raise SystemExit(EXIT_USAGE if isinstance(error, SettingsError) else EXIT_FAILURE) from error
-    except KeyboardInterrupt:
-        raise SystemExit(EXIT_INTERRUPTED) from None
 
 
 if __name__ == "__main__":

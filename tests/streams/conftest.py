@@ -1,5 +1,5 @@
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from streams.settings import Settings, load_settings
 from streams.topics import create_topics, describe_topics
 from tests.streams.event_log import PARTITIONS, event_log
 from tests.streams.secure_kafka import SecureKafka
+from tests.streams.transport_harness import Harness
 from tests.streams.worker_cluster import Cluster, Reference, decoded, open_cluster, publish_model
 
 
@@ -43,6 +44,14 @@ def serving_model() -> Callable[..., ServingModel]:
         return ServingModel.from_version(version)
 
     return build
+
+
+@pytest.fixture
+async def harness(tmp_path: Path) -> AsyncIterator[Harness]:
+    harness = Harness(tmp_path)
+    await harness.start()
+    yield harness
+    await harness.stop()
 
 
 Event = tuple[str, str, int, int]

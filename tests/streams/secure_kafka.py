@@ -12,7 +12,7 @@ import socket
 import socketserver
 import subprocess
 import threading
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -170,6 +170,8 @@ class _Forward(socketserver.BaseRequestHandler):
         server = self.server
         assert isinstance(server, _Counting)
         server.connections += 1
+        if server.connections in server.dropped:
+            return
         with suppress(OSError), socket.create_connection(("127.0.0.1", server.target)) as there:
             back = threading.Thread(target=_pump, args=(there, self.request), daemon=True)
             back.start()
@@ -189,15 +191,18 @@ class _Counting(socketserver.ThreadingTCPServer):
     daemon_threads = True
     block_on_close = False
 
-    def __init__(self, target: int) -> None:
-        self.target, self.connections = target, 0
+    def __init__(self, target: int, dropped: Collection[int]) -> None:
+        self.target, self.dropped, self.connections = target, dropped, 0
         super().__init__(("127.0.0.1", 0), _Forward)
 
 
 @contextmanager
-def counted(port: int) -> Iterator[_Counting]:
-    """A door before a broker's port that counts who comes in: `server_address[1]`, `connections`."""
-    with _Counting(port) as server:
+def counted(port: int, dropped: Collection[int] = ()) -> Iterator[_Counting]:
+    """A door before a broker's port that counts who comes in: `server_address[1]`, `connections`.
+
+    Connections whose number is in `dropped`, from 1, end before the broker has said anything.
+    """
+    with _Counting(port, dropped) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         yield server
         server.shutdown()

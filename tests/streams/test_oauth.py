@@ -148,6 +148,25 @@ async def test_a_server_that_is_away_is_a_failed_connection_to_aiokafka(server):
         await AsyncTokens(token_source(settings(url))).token()
 
 
+async def test_a_client_that_connects_again_and_again_with_one_token_is_made_to_wait():
+    """As when the broker refuses the token."""
+    made = [Token("new", 1e12), Token("refused", 1.0)]
+    now = [0.0]
+    tokens = AsyncTokens(TokenSource(made.pop, lambda: now[0]))
+
+    async def seconds(connections: int) -> float:
+        started = time.monotonic()
+        for _ in range(connections):
+            await tokens.token()
+        return time.monotonic() - started
+
+    assert await seconds(100) < 0.8
+    assert 0.8 < await seconds(1) < 2
+    now[0] = 1.0
+    assert await seconds(1) < 0.5
+    assert await tokens.token() == "new"
+
+
 def test_an_expired_token_is_not_handed_out(server):
     server.seconds = -5
     with pytest.raises(TokenError, match=r"access token expired \d+ s ago"):
