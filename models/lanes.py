@@ -224,14 +224,14 @@ smaller = intrinsic(_chosen("<"))
 
 
 @intrinsic  # type: ignore[untyped-decorator]
-def below(_typing: Any, values: Any, limit: Any) -> Any:
-    """Lanes less than ``limit``, 0 in the place of the others."""
+def below(_typing: Any, values: Any, limit: Any, other: Any) -> Any:
+    """Lanes less than ``limit``, ``other`` in the place of the rest."""
 
     def emit(_context: Any, builder: Any, _sig: Any, arguments: Any) -> Any:
         less = builder.fcmp_ordered("<", arguments[0], _splat(builder, arguments[1]))
-        return builder.select(less, arguments[0], _of(0.0))
+        return builder.select(less, arguments[0], _splat(builder, arguments[2]))
 
-    return _LANES(values, types.float32), emit
+    return _LANES(values, types.float32, types.float32), emit
 
 
 @intrinsic  # type: ignore[untyped-decorator]

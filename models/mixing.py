@@ -284,9 +284,9 @@ def take_top(
     """The K best candidates that are not blocked, best first, ties to the lower item number."""
     m, place, limit = padded(n), 0, np.float32(np.inf)
     while m > 0 and place < items.shape[1]:
-        best = below(lanes_of(probability, 0), limit)
+        best = below(lanes_of(probability, 0), limit, 0.0)
         for k in range(LANES, m, LANES):
-            best = larger(best, below(lanes_of(probability, k), limit))
+            best = larger(best, below(lanes_of(probability, k), limit, 0.0))
         limit = highest(best)
         if limit <= 0:
             return

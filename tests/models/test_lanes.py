@@ -41,7 +41,7 @@ def arithmetic(table: Any, line: Any, out: Any) -> None:
     put(out, 5, 0, larger(x, y))
     put(out, 6, 0, smaller(x, y))
     put(out, 7, 0, positive(x))
-    put(out, 8, 0, below(x, np.float32(0.25)))
+    put(out, 8, 0, below(x, np.float32(0.25), 0.0))
     put_in(out[9], 0, log_lanes(y))
 
 
