@@ -14,25 +14,17 @@ Letters: E events, K recommendations, V rows of the model's vocabulary, X exclus
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final, Literal, TypeVar
+from typing import Final, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from models.context import histories_before
 from models.decayed_popularity import DecayedPopularity
+from models.exclusion import Exclude, Exclusion, NamedItems
 from models.fused_rank import rank_fused
 from models.fusion import Fusion
-from models.history import (
-    EXCLUDE_NONE,
-    EXCLUDE_PURCHASED,
-    EXCLUDE_SEEN,
-    Part,
-    PopularList,
-    append_events,
-    distinct,
-    rank_in_last,
-)
+from models.history import Part, PopularList, append_events, distinct, rank_in_last
 from models.parts import fresh_parts
 from models.serving import ServingModel, gap_feature
 from models.staging import ItemRows, Staged, rebuilt
@@ -43,18 +35,14 @@ from state.items import ItemIndex
 from state.record import RING
 from state.store import UserStore
 
-Exclude = Literal["auto", "none", "purchased", "seen"]
 POPULARITY: Final = "popularity"  # model_version of lists made without a model
 POPULARITY_AND_TRANSITIONS: Final = "popularity+transitions"  # the same, fused with what counts at once
 _BLOCK_SCORES: Final = 1 << 18  # scores computed at once: 1 MiB stays in the L2 cache until top_k reads it
-_REPEAT_SHARE: Final = 0.01  # auto: fewer repeats than this and seen items are left out
-_REPEAT_MEMORY: Final = 10_000  # events over which the share of repeats is averaged
 _MAX_SECONDS: Final = 0xFFFFFFFF
 _NO_VECTORS: Final = np.zeros((0, 0), np.float32)
 _NO_USERS: Final = np.zeros(0, np.int32)
 _NO_RANKS: Final = np.zeros(0, np.float32)
 _Scalar = TypeVar("_Scalar", bound=np.generic)
-_POLICY: Final = {"none": EXCLUDE_NONE, "purchased": EXCLUDE_PURCHASED, "seen": EXCLUDE_SEEN}
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,8 +67,7 @@ class Recommender:
     Args:
         items: numbers of item ids, shared with the users' stores.
         k: recommendations per list.
-        exclude: which items of a user's last 50 events are left out; `auto` leaves seen ones out while fewer than 1% of
-            events repeat an item of their user's history.
+        exclude: which items of a user's last 50 events are left out.
         latest_only: answer only the last event of each user in a batch.
         half_life_ms: decay of popularity in event time.
         fusion: rank by everything that counts at once together with the model; None ranks by the model alone.
@@ -95,21 +82,18 @@ class Recommender:
         half_life_ms: float = 6e8,
         fusion: Fusion | None = None,
     ) -> None:
-        self.items, self.k, self.exclude, self.latest_only = items, k, exclude, latest_only
+        self.items, self.k, self.latest_only = items, k, latest_only
+        self.exclusion = Exclusion(exclude)
         self.popularity = DecayedPopularity(half_life_ms)
         self.fusion = fusion
-        self.test_all = (
-            False  # rank every event before it is learnt (benchmarks), not only those the weights learn from
-        )
+        self.test_all = False  # rank every event before it is learnt (benchmarks), not only those learnt from
         self.model: ServingModel | None = None
-        self.repeat_share = 0.0
-        self._repeats_seen = 0
         self._known = ItemRows([], items)
         self._staged: Staged | None = None
         self._blocked = np.zeros(1024, np.bool_)  # by item number
         self._blocked_numbers = np.zeros(0, np.int32)
         self._blocked_rows = np.zeros(0, np.int32)
-        self._named = np.ones(1, np.bool_)  # by item number: its id was known when last looked; 0 ends a list
+        self._named = NamedItems(items)
         self._scratch = np.zeros(0, np.int32)  # zeros, one a slot: see `distinct`
 
     @property
@@ -174,14 +158,14 @@ class Recommender:
 
         rehydrated = self._rehydrate(parts)
         self._make_room(parts)
-        policy = self._policy()
+        policy = self.exclusion.policy
         seconds = np.minimum(np.maximum(times_ms // 1000, 0), _MAX_SECONDS)  # np.clip takes 8 us more
         if self.fusion is not None:
             histories, previous = histories_before(parts, numbers, kinds, seconds, self._scratch)
         popular, shares = self.popularity.top(self.k + RING + len(self._blocked_numbers))
         compared = PopularList(self.popularity.place_of, len(popular), self._blocked_numbers, self.k)
         done = append_events(parts, numbers, kinds, times_ms, _take(batch.touched_ms, fresh), policy, compared)
-        self._watch_repeats(done.repeats)
+        self.exclusion.watch(done.repeats)
         excluded = _take(done.excluded, listed)
         first = hidden = _NO_VECTORS
         user = _NO_USERS
@@ -197,7 +181,7 @@ class Recommender:
             fused = rank_fused(
                 self.fusion, model, numbers, kinds, seconds, histories, before, hidden, self.k, policy, self.test_all
             )
-            items, scores = self._named_only(_take(fused.items, listed), _take(fused.scores, listed))
+            items, scores = self._named.only(_take(fused.items, listed), _take(fused.scores, listed))
             tested = fused.ranks
         elif model:
             items, scores = self._rank(model, _take(hidden, listed), excluded)
@@ -284,28 +268,6 @@ class Recommender:
             rows[block], values[block] = top_k(scores, excluded_rows[block], self.k)
         return self._known.numbers[rows], values
 
-    def _named_only(
-        self, items: NDArray[np.int32], scores: NDArray[np.float32]
-    ) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
-        """Lists (L, K) without items known by their hash alone, which nobody can be shown.
-
-        They come from restored histories and stay so until an event, the catalogue or a vocabulary names them.
-        """
-        ids = self.items.ids
-        known = len(self._named)
-        if len(ids) > known:
-            new = (item_id is not None for item_id in ids[known:])
-            self._named = np.concatenate([self._named, np.fromiter(new, np.bool_, len(ids) - known)])
-        unnamed = ~self._named[items]
-        if not unnamed.any():
-            return items, scores
-        for number in np.unique(items[unnamed]).tolist():  # they may have been named since
-            self._named[number] = ids[number] is not None
-        unnamed = ~self._named[items]
-        order = np.argsort(unnamed, axis=1, kind="stable")
-        items, scores = np.where(unnamed, 0, items), np.where(unnamed, np.float32(-np.inf), scores)
-        return np.take_along_axis(items, order, axis=1), np.take_along_axis(scores, order, axis=1)
-
     def _rank_popular(
         self, popular: NDArray[np.int32], shares: NDArray[np.float32], excluded: NDArray[np.int32]
     ) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
@@ -320,17 +282,6 @@ class Recommender:
 
     def _rows(self, numbers: NDArray[np.int32]) -> NDArray[np.int32]:
         return self._known.rows(numbers)
-
-    def _policy(self) -> int:
-        if self.exclude == "auto":
-            return EXCLUDE_SEEN if self.repeat_share < _REPEAT_SHARE else EXCLUDE_NONE
-        return _POLICY[self.exclude]
-
-    def _watch_repeats(self, repeats: NDArray[np.bool_]) -> None:
-        if len(repeats):
-            self._repeats_seen = min(self._repeats_seen + len(repeats), _REPEAT_MEMORY)
-            weight = min(1.0, len(repeats) / self._repeats_seen)
-            self.repeat_share += weight * (np.count_nonzero(repeats) / len(repeats) - self.repeat_share)
 
 
 def _take(array: NDArray[_Scalar], at: NDArray[np.int64]) -> NDArray[_Scalar]:

@@ -115,9 +115,9 @@ def test_auto_leaves_seen_items_out_until_one_event_in_a_hundred_repeats(gru):
     for n in range(30):
         shown = stream.lists(stream.send(("ann", f"i{n % 20}", VIEW, T0 + n))) if n < 20 else []
         assert all(f"i{m}" not in items for items in shown for m in range(n + 1))
-    assert stream.recommender.repeat_share == 0.0
+    assert stream.recommender.exclusion.repeat_share == 0.0
     advanced = stream.send(*[("ann", "i3", VIEW, T0 + 100 + n) for n in range(5)])
-    assert stream.recommender.repeat_share == pytest.approx(5 / 25)
+    assert stream.recommender.exclusion.repeat_share == pytest.approx(5 / 25)
     advanced = stream.send(("ann", "i3", VIEW, T0 + 200))
     everything, _ = expected_list(gru, stream.hidden_of("ann"), set(), 5)
     assert stream.lists(advanced) == [everything]
@@ -128,7 +128,7 @@ def test_auto_forgets_repeats_that_were_long_ago(gru):
     stream.send(("ann", "x", VIEW, T0), ("ann", "x", VIEW, T0))
     for start in range(0, 60_000, 6_000):
         stream.send(*[(f"u{n}", "x", VIEW, T0) for n in range(start, start + 6_000)])
-    assert stream.recommender.repeat_share < 0.01
+    assert stream.recommender.exclusion.repeat_share < 0.01
 
 
 @pytest.mark.parametrize("with_model", [True, False])
