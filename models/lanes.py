@@ -130,48 +130,38 @@ def spread(_typing: Any, value: Any) -> Any:
     return _LANES(value), emit
 
 
+def _loaded(context: Any, builder: Any, sig: Any, arguments: Any) -> Any:
+    return builder.load(_pointer(context, builder, sig.args[0], arguments[0], arguments[1:], _VECTOR), align=4)
+
+
+def _stored(context: Any, builder: Any, sig: Any, arguments: Any) -> Any:
+    place = _pointer(context, builder, sig.args[0], arguments[0], arguments[1:-1], _VECTOR)
+    builder.store(arguments[-1], place, align=4)
+    return context.get_dummy_value()
+
+
 @intrinsic  # type: ignore[untyped-decorator]
 def lanes(_typing: Any, array: Any, row: Any, column: Any) -> Any:
     """Elements ``column`` to ``column + 15`` of a row of an array (R, C)."""
-
-    def emit(context: Any, builder: Any, sig: Any, arguments: Any) -> Any:
-        return builder.load(_pointer(context, builder, sig.args[0], arguments[0], arguments[1:], _VECTOR), align=4)
-
-    return _LANES(array, types.intp, types.intp), emit
+    return _LANES(array, types.intp, types.intp), _loaded
 
 
 @intrinsic  # type: ignore[untyped-decorator]
 def lanes_of(_typing: Any, array: Any, column: Any) -> Any:
     """Elements ``column`` to ``column + 15`` of an array (C,)."""
-
-    def emit(context: Any, builder: Any, sig: Any, arguments: Any) -> Any:
-        return builder.load(_pointer(context, builder, sig.args[0], arguments[0], arguments[1:], _VECTOR), align=4)
-
-    return _LANES(array, types.intp), emit
+    return _LANES(array, types.intp), _loaded
 
 
 @intrinsic  # type: ignore[untyped-decorator]
 def put(_typing: Any, array: Any, row: Any, column: Any, values: Any) -> Any:
     """Write elements ``column`` to ``column + 15`` of a row of an array (R, C)."""
-
-    def emit(context: Any, builder: Any, sig: Any, arguments: Any) -> Any:
-        place = _pointer(context, builder, sig.args[0], arguments[0], arguments[1:3], _VECTOR)
-        builder.store(arguments[3], place, align=4)
-        return context.get_dummy_value()
-
-    return types.void(array, types.intp, types.intp, values), emit
+    return types.void(array, types.intp, types.intp, values), _stored
 
 
 @intrinsic  # type: ignore[untyped-decorator]
 def put_in(_typing: Any, array: Any, column: Any, values: Any) -> Any:
     """Write elements ``column`` to ``column + 15`` of an array (C,)."""
-
-    def emit(context: Any, builder: Any, sig: Any, arguments: Any) -> Any:
-        place = _pointer(context, builder, sig.args[0], arguments[0], arguments[1:2], _VECTOR)
-        builder.store(arguments[2], place, align=4)
-        return context.get_dummy_value()
-
-    return types.void(array, types.intp, values), emit
+    return types.void(array, types.intp, values), _stored
 
 
 @intrinsic  # type: ignore[untyped-decorator]
