@@ -17,7 +17,7 @@ from models.history import EXCLUDE_NONE, EXCLUDE_PURCHASED, EXCLUDE_SEEN
 from models.serving import ServingModel
 from models.topk import top_k
 
-NEURAL_CANDIDATES: Final = 10  # T: as many as are listed by default; finding 16 takes twice the time
+NEURAL_CANDIDATES: Final = 10  # T: as many as are listed by default; finding 16 takes 1.7 times as long
 _BLOCK_SCORES: Final = 1 << 18  # two matrices of so many scores at once: 1 MiB
 _NAMES: Final = {EXCLUDE_NONE: "none", EXCLUDE_SEEN: "seen", EXCLUDE_PURCHASED: "purchased"}
 _NOTHING_EXCLUDED: Final = np.zeros((2 * _BLOCK_SCORES, 0), np.int32)  # no bytes: rows without entries

