@@ -225,7 +225,11 @@ def _fits(
     state, user = np.zeros((1, model.state_size), np.float32), np.zeros(len(items), np.int32)
     kinds = np.zeros(len(items), np.uint8)
     hidden = model.steps(state, user, items.astype(np.int32), kinds, gap_feature(gaps))
-    scores = model.scores(hidden)  # (E, V): row i of the vocabulary is item i
+    recent = np.zeros((len(items), len(model.repeats)), np.int32)
+    for event in range(len(items)):
+        had = items[max(0, event + 1 - recent.shape[1]) : event + 1][::-1]
+        recent[event, : len(had)] = had
+    scores = model.scores(hidden, recent)  # (E, V): row i of the vocabulary is item i
     scores[:, 0] = -np.inf
     fits = np.zeros(len(messages), np.bool_)
     for place, message in enumerate(messages):

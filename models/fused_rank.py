@@ -3,7 +3,7 @@
 `models.fusion` does the work event by event; this brings it the neural scores a block at a time, so that a block's
 score matrices stay in the L2 cache between the product and the kernel that reads them.
 
-Letters: E events, H hidden width, V rows of the model, K recommendations, T neural candidates.
+Letters: E events, H hidden width, V rows of the model, K recommendations, T neural candidates, R latest events.
 """
 
 from typing import Final, Protocol
@@ -11,10 +11,11 @@ from typing import Final, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from models.batches import Fused, Histories, NeuralScores
+from models.batches import Fused, Histories, NeuralScores, with_newest
 from models.fusion import Fusion
 from models.history import EXCLUDE_NONE, EXCLUDE_PURCHASED, EXCLUDE_SEEN
 from models.serving import ServingModel
+from models.staging import ItemRows
 from models.topk import top_k
 
 NEURAL_CANDIDATES: Final = 10  # T: as many as are listed by default; finding 16 takes 1.7 times as long
@@ -34,6 +35,7 @@ class Rows(Protocol):
 def rank_fused(
     fusion: Fusion,
     model: ServingModel | None,
+    known: ItemRows,
     items: NDArray[np.int32],
     kinds: NDArray[np.uint8],
     seconds: NDArray[np.int64],
@@ -49,6 +51,7 @@ def rank_fused(
     Args:
         fusion: learns; `set_model` must have named the model.
         model: None before there is one.
+        known: Its rows of item numbers.
         items: (E,) item numbers of the events.
         kinds: (E,)
         seconds: (E,) event times.
@@ -65,12 +68,14 @@ def rank_fused(
         return batch.fused
     tested = np.flatnonzero(batch.tested)
     before_tested = before[tested]
+    had_before, had_after = known.rows(histories.items[tested]), known.rows(with_newest(histories.items, items))
     rows = max(2, _BLOCK_SCORES // len(model.vocabulary))
     for start in range(0, len(items), rows):
         stop = min(start + rows, len(items))
         tests = slice(*np.searchsorted(tested, (start, stop)))
         # One product and one pass for both: small batches pay for calls, not for arithmetic.
-        scores = model.scores(np.concatenate([after[start:stop], before_tested[tests]]))
+        hidden = np.concatenate([after[start:stop], before_tested[tests]])
+        scores = model.scores(hidden, np.concatenate([had_after[start:stop], had_before[tests]]))
         best, _ = top_k(scores, _NOTHING_EXCLUDED[: len(scores)], NEURAL_CANDIDATES)
         count = stop - start
         fusion.advance(batch, stop, NeuralScores(scores[:count], best[:count], scores[count:], best[count:]))

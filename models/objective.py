@@ -1,6 +1,6 @@
 """What training minimises: cross entropy of the next item, full or sampled, as one module that DDP can wrap.
 
-Letters: W windows, T steps, D embedding width, N targets, S state width, V item rows.
+Letters: W windows, T steps, D embedding width, N targets, S state width, V item rows, R latest events.
 """
 
 import shutil
@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from models.network import UNKNOWN_ROW, Network
-from models.softmax import Sampler, full_softmax, sampled_softmax
+from models.softmax import Repeats, Sampler, full_softmax, sampled_softmax
 
 Beside = Callable[[Tensor, Tensor, Tensor], Tensor]
-"""Something else to minimise: from queries (N, D), where the events they ask for stand (N,), item rows (N,), a sum."""
+"""Something else to minimise: from queries (N, D), where the events they ask for stand (N,), latest items (N, R)."""
 
 
 class NextItemLoss(nn.Module):
@@ -59,6 +59,7 @@ class NextItemLoss(nn.Module):
         gaps_seconds: Tensor,
         targets: Tensor,
         state: Tensor | None,
+        recent: Tensor,
         count: float,
         places: Tensor | None = None,
     ) -> Tensor:
@@ -70,6 +71,7 @@ class NextItemLoss(nn.Module):
             gaps_seconds: Seconds since the event before (W, T).
             targets: Rows of the next items (W, T), 0 where nothing is learnt.
             state: State each window starts from (W, S), zeros when None.
+            recent: Item rows of the R latest events before each known target (N, R), newest first, 0 for none.
             count: What the sum is divided by: targets of the whole batch, over all ranks.
             places: Where the targets stand in the histories (W, T); needed by ``beside``.
         """
@@ -81,36 +83,49 @@ class NextItemLoss(nn.Module):
             if not len(wanted):  # a rank without a target still takes part in averaging the gradients
                 return 0.0 * sum((part.sum() for part in self.parameters()), outputs.sum())
             query = self.network.query(outputs[known])  # (N, D)
-            loss = self._mean(query, wanted)
+            loss = self._mean(query, wanted, Repeats(recent, self.network.repeats))
             if self.beside is not None and places is not None:
-                loss = loss + self.beside(query, places[known], wanted)
+                loss = loss + self.beside(query, places[known], recent)
             return loss * (len(wanted) / count)
 
-    def cross_entropy(self, query: Tensor, wanted: Tensor, more: Tensor) -> Tensor:
-        """Mean cross entropy of item rows (N,) for queries (N, D), with something (V,) added to the items' biases."""
-        table, bias = self.network.item_embedding.weight, self.network.item_bias + more
-        if self.sampler is not None:
-            return sampled_softmax(query.float(), table, bias, wanted, self.sampler)
-        return full_softmax(query.float(), table, bias, wanted)
+    def cross_entropy(self, query: Tensor, wanted: Tensor, more: Tensor, recent: Tensor) -> Tensor:
+        """Mean cross entropy of item rows (N,) for queries (N, D) of users with these latest items (N, R).
 
-    def _mean(self, query: Tensor, wanted: Tensor) -> Tensor:
+        Something (V,) is added to the items' biases.
+        """
+        bias, repeats = self.network.item_bias + more, Repeats(recent, self.network.repeats)
+        if self.sampler is not None:
+            return self._sampled(query, bias, wanted, repeats)
+        return full_softmax(query.float(), self.network.item_embedding.weight, bias, wanted, repeats)
+
+    def _mean(self, query: Tensor, wanted: Tensor, repeats: Repeats) -> Tensor:
         table, bias = self.network.item_embedding.weight, self.network.item_bias
         if self.sampler is not None:
-            return sampled_softmax(query.float(), table, bias, wanted, self.sampler)
+            return self._sampled(query, bias, wanted, repeats)
         if self._compiled is not None:
-            loss: Tensor = self._compiled(query, table, bias, wanted)
+            loss: Tensor = self._compiled(query, table, bias, wanted, *repeats)
             return loss
         if query.device.type == "cpu":
             with torch.autocast("cpu", enabled=False):  # it writes into buffers of its own
-                return full_softmax(query.float(), table, bias, wanted)
-        return _cross_entropy(query, table, bias, wanted)
+                return full_softmax(query.float(), table, bias, wanted, repeats)
+        return _cross_entropy(query, table, bias, wanted, *repeats)
+
+    def _sampled(self, query: Tensor, bias: Tensor, wanted: Tensor, repeats: Repeats) -> Tensor:
+        table = self.network.item_embedding.weight
+        assert self.sampler is not None
+        return sampled_softmax(
+            query.float(), lambda rows: table[rows], lambda rows: bias[rows], wanted, self.sampler, repeats
+        )
 
     def _precision(self, device: str) -> AbstractContextManager[object]:
         return torch.autocast(device, torch.bfloat16) if self._bfloat16 else nullcontext()
 
 
-def _cross_entropy(query: Tensor, table: Tensor, bias: Tensor, wanted: Tensor) -> Tensor:
+def _cross_entropy(
+    query: Tensor, table: Tensor, bias: Tensor, wanted: Tensor, recent: Tensor, weights: Tensor
+) -> Tensor:
     """Mean cross entropy over every item but the unknown one; shapes as in `models.softmax.full_softmax`."""
     scores = functional.linear(query, table.to(query.dtype), bias.to(query.dtype)).float()  # (N, V)
+    scores = scores.scatter_add(1, recent, weights.float().expand(len(recent), -1))
     rows = torch.arange(len(table), device=scores.device)
     return functional.cross_entropy(scores.masked_fill(rows == UNKNOWN_ROW, -torch.inf), wanted)

@@ -28,10 +28,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
-from models.network import Network
+from models.network import RECENT, UNKNOWN_ROW, Network
 from models.objective import NextItemLoss
 from models.passes import Pass
-from models.sequences import Histories, batch, cut
+from models.sequences import Histories, batch, cut, recent_items
 from models.training import Trainer, TrainingSettings
 from state.errors import RecstreamError
 from state.replay_sample import Sample
@@ -174,7 +174,9 @@ class PrivateTrainer(Trainer):
         rows = np.flatnonzero((data.targets != 0).any(1))  # the others have nothing to teach
         columns = (data.items, data.kinds, data.gaps_seconds, data.targets)
         inputs = (torch.from_numpy(part[rows]).to(self._device) for part in columns)
-        loss = self._bare()(*inputs, states[torch.from_numpy(rows)].to(self._device), count)
+        places = windows[rows, :1] + 1 + np.arange(data.items.shape[1])  # (W, T) where the targets stand
+        recent = torch.from_numpy(recent_items(source, places[data.targets[rows] != UNKNOWN_ROW], RECENT))
+        loss = self._bare()(*inputs, states[torch.from_numpy(rows)].to(self._device), recent.to(self._device), count)
         gradients = torch.autograd.grad(loss, list(self.network.parameters()), materialize_grads=True)
         norm = torch.stack([gradient.norm() for gradient in gradients]).norm()
         scale = (self.privacy.clip / (norm + 1e-12)).clamp(max=1.0)

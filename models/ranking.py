@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from models.network import UNKNOWN_ROW, Network
-from models.sequences import Histories, batch, grouped
+from models.network import RECENT, UNKNOWN_ROW, Network
+from models.sequences import Histories, batch, grouped, recent_items
 
 CONTEXT: Final = 500  # events before the first judged one that the state is built from; a GRU forgets sooner
 _STEPS: Final = 2**14  # of one forward batch, padding included: 8 MB of outputs at H = 128
@@ -52,9 +52,11 @@ def event_ranks(
         judged = targets != UNKNOWN_ROW
         places = windows[:, :1] + 1 + np.arange(inputs.targets.shape[1])  # (W, T)
         events.append(places[inputs.targets != UNKNOWN_ROW])
+        recent = torch.from_numpy(recent_items(source, events[-1], RECENT)).to(device)
         rows = max(1, _SCORES // network.config.items)
-        for hidden, target in zip(torch.split(outputs[judged], rows), torch.split(targets[judged], rows), strict=True):
-            scores = network.scores(hidden)  # (rows, V)
+        parts = (torch.split(part, rows) for part in (outputs[judged], recent, targets[judged]))
+        for hidden, had, target in zip(*parts, strict=True):
+            scores = network.scores(hidden, had)  # (rows, V)
             score = scores.gather(1, target[:, None])
             # Counted as "not at most", so that a network that has diverged to NaN ranks last instead of first.
             better, ties = (~(scores <= score)).sum(1), ((scores == score).sum(1) - 1).clamp(min=0)

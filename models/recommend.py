@@ -19,6 +19,7 @@ from typing import Final, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from models.batches import with_newest
 from models.context import histories_before
 from models.decayed_popularity import DecayedPopularity
 from models.exclusion import Exclude, Exclusion, NamedItems
@@ -160,7 +161,7 @@ class Recommender:
         self._make_room(parts)
         policy = self.exclusion.policy
         seconds = np.minimum(np.maximum(times_ms // 1000, 0), _MAX_SECONDS)  # np.clip takes 8 us more
-        if self.fusion is not None:
+        if self.fusion is not None or model is not None:
             histories, previous = histories_before(parts, numbers, kinds, seconds, self._scratch)
         popular, shares = self.popularity.top(self.k + RING + len(self._blocked_numbers))
         compared = PopularList(self.popularity.place_of, len(popular), self._blocked_numbers, self.k)
@@ -179,12 +180,14 @@ class Recommender:
         if self.fusion is not None:
             before = _Before(previous, hidden, first, user)
             fused = rank_fused(
-                self.fusion, model, numbers, kinds, seconds, histories, before, hidden, self.k, policy, self.test_all
-            )
+                self.fusion, model, self._known, numbers, kinds, seconds, histories, before, hidden, self.k, policy,
+                self.test_all,
+            )  # fmt: skip
             items, scores = self._named.only(_take(fused.items, listed), _take(fused.scores, listed))
             tested = fused.ranks
         elif model:
-            items, scores = self._rank(model, _take(hidden, listed), excluded)
+            had = with_newest(histories.items, numbers)
+            items, scores = self._rank(model, _take(hidden, listed), _take(had, listed), excluded)
         else:
             items, scores = self._rank_popular(popular, shares, excluded)
 
@@ -255,14 +258,14 @@ class Recommender:
         return first, after, user
 
     def _rank(
-        self, model: ServingModel, hidden: NDArray[np.float32], excluded: NDArray[np.int32]
+        self, model: ServingModel, hidden: NDArray[np.float32], had: NDArray[np.int32], excluded: NDArray[np.int32]
     ) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
         n, rows_per_block = len(hidden), max(2, _BLOCK_SCORES // len(model.vocabulary))
-        excluded_rows = self._rows(excluded)
+        recent, excluded_rows = self._rows(had), self._rows(excluded)
         rows, values = np.zeros((n, self.k), np.int32), np.zeros((n, self.k), np.float32)
         for start in range(0, n, rows_per_block):
             block = slice(start, start + rows_per_block)
-            scores = model.scores(hidden[block])
+            scores = model.scores(hidden[block], recent[block])
             if len(self._blocked_rows):
                 scores[:, self._blocked_rows] = -np.inf
             rows[block], values[block] = top_k(scores, excluded_rows[block], self.k)

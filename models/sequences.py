@@ -154,3 +154,19 @@ def batch(source: Histories, windows: NDArray[np.int64], wanted: NDArray[np.bool
         (source.gaps_seconds[where] * real).astype(np.float32),
         targets.astype(np.int64),
     )
+
+
+def recent_items(source: Histories, events: NDArray[np.int64], number: int) -> NDArray[np.int64]:
+    """Item rows of the events before each of some events of their user, newest first, 0 beyond the first.
+
+    Args:
+        source: The histories.
+        events: (N,).
+        number: R.
+
+    Returns:
+        (N, R).
+    """
+    start = source.starts[np.searchsorted(source.starts, events, side="right") - 1]
+    where = events[:, None] - 1 - np.arange(number)
+    return np.where(where >= start[:, None], source.items[np.maximum(where, 0)], 0).astype(np.int64)

@@ -4,7 +4,7 @@ Everything that does not depend on the user is multiplied out once, when the ver
 to the gates becomes a table row, so a step costs one recurrent product instead of two. No torch at serving time.
 
 Letters: E events, U users, S state width, H hidden width, D embedding width, V rows (items of the vocabulary, row 0
-unknown).
+unknown), R latest events.
 """
 
 from dataclasses import dataclass
@@ -13,7 +13,8 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from models.network import GAP_SCALE
+from models.kernels import jit
+from models.network import GAP_SCALE, REPEAT_SCALE
 from models.registry import Version
 from models.step import gru_steps, lstm_steps
 
@@ -43,6 +44,7 @@ class ServingModel:
     projection: NDArray[np.float32]  # (H, D + 1): the last column makes the constant 1
     projection_bias: NDArray[np.float32]  # (D + 1,)
     item_scores: NDArray[np.float32]  # (D + 1, V): tied embeddings, the last row is the item bias
+    repeats: NDArray[np.float32]  # (R,) added to the score of the item of the d-th last event
 
     @classmethod
     def from_version(cls, version: Version) -> "ServingModel":
@@ -83,6 +85,7 @@ class ServingModel:
             projection=projection,
             projection_bias=projection_bias,
             item_scores=np.ascontiguousarray(np.vstack([items.T, weights["item_bias"][None, :]])),
+            repeats=weights["repeat_weight"] * np.float32(REPEAT_SCALE),
         )
 
     @property
@@ -118,10 +121,26 @@ class ServingModel:
             lstm_steps(*shared, after)
         return after
 
-    def scores(self, hidden: NDArray[np.float32]) -> NDArray[np.float32]:
-        """(E, H) hidden vectors -> (E, V) scores of every item, a fresh array."""
+    def scores(self, hidden: NDArray[np.float32], recent: NDArray[np.int32]) -> NDArray[np.float32]:
+        """Scores of every item, a fresh array.
+
+        Args:
+            hidden: (E, H).
+            recent: (E, R) item rows of the users' latest events, newest first, 0 for none.
+
+        Returns:
+            (E, V); entry 0 of a row is of no use.
+        """
         query = hidden @ self.projection
         query += self.projection_bias
         padded = np.repeat(query, _MIN_ROWS, axis=0) if len(query) < _MIN_ROWS else query
         scores: NDArray[np.float32] = np.matmul(padded, self.item_scores)
+        _add_repeats(scores, recent, self.repeats)
         return scores[: len(query)]
+
+
+@jit  # type: ignore[untyped-decorator]
+def _add_repeats(scores: NDArray[np.float32], recent: NDArray[np.int32], repeats: NDArray[np.float32]) -> None:
+    for e in range(recent.shape[0]):
+        for d in range(recent.shape[1]):
+            scores[e, np.uintp(recent[e, d])] += repeats[d]

@@ -1,10 +1,11 @@
 """Softmax losses over the item table: full, in cache-sized slices, and sampled with the logQ correction.
 
-Letters: N targets, D embedding width, V item rows, M sampled negatives.
+Letters: N targets, D embedding width, V item rows, M sampled negatives, R latest events.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,17 +16,47 @@ _SLICE_ELEMENTS: Final = 2**18  # scores of one slice, 1 MB: stays in a core's c
 _FEWEST_ROWS: Final = 16  # a matrix product of fewer rows wastes the processor
 
 
+Vectors = Callable[[Tensor | None], Tensor]  # rows (K,) -> (K, D); None -> all (V, D)
+Biases = Callable[[Tensor | None], Tensor]  # rows (K,) -> (K,); None -> all (V,)
+
+
+class Repeats(NamedTuple):
+    """What is added to the scores of the items that a user had last.
+
+    Attributes:
+        rows: (N, R) item rows of the latest events before each target, newest first; 0 where there is none.
+        weights: (R,) what is added by how many events ago, for each event of an item.
+    """
+
+    rows: Tensor
+    weights: Tensor
+
+    def of(self, targets: Tensor) -> Tensor:
+        """What is added to the scores of targets (N,)."""
+        return ((self.rows == targets[:, None]) * self.weights).sum(1)
+
+    def added(self, scores: Tensor, columns: Tensor) -> Tensor:
+        """Scores (N, M) of distinct item rows (M,) in ascending order, with what is added to them."""
+        column = torch.searchsorted(columns, self.rows).clamp_(max=len(columns) - 1)  # (N, R)
+        return scores.scatter_add(1, column, (columns[column] == self.rows) * self.weights)
+
+
 class _FullSoftmax(torch.autograd.Function):
     """Mean cross entropy of N targets; gradients are made slice by slice in the forward pass, N x V is never stored."""
 
     @staticmethod
-    def forward(ctx: Any, query: Tensor, table: Tensor, bias: Tensor, targets: Tensor) -> Tensor:
+    def forward(
+        ctx: Any, query: Tensor, table: Tensor, bias: Tensor, targets: Tensor, recent: Tensor, weights: Tensor
+    ) -> Tensor:
         total = query.new_zeros(())
         query_grad, table_grad, bias_grad = torch.empty_like(query), torch.zeros_like(table), torch.zeros_like(bias)
+        weights_grad = torch.zeros_like(weights)
         rows = max(_FEWEST_ROWS, _SLICE_ELEMENTS // len(table))
         for start in range(0, len(query), rows):
             part = slice(start, start + rows)
             scores = torch.addmm(bias, query[part], table.T)  # (rows, V)
+            had = recent[part]
+            scores.scatter_add_(1, had, weights.expand(len(had), -1))
             scores[:, UNKNOWN_ROW] = -torch.inf
             wanted = targets[part, None]
             peak = scores.amax(1, keepdim=True)
@@ -37,18 +68,19 @@ class _FullSoftmax(torch.autograd.Function):
             torch.mm(scores, table, out=query_grad[part])
             table_grad.addmm_(scores.T, query[part])
             bias_grad += scores.sum(0)
-        ctx.save_for_backward(query_grad, table_grad, bias_grad)
+            weights_grad += scores.gather(1, had).sum(0)  # the unknown row has none
+        ctx.save_for_backward(query_grad, table_grad, bias_grad, weights_grad)
         ctx.count = len(query)
         return total / len(query)
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None, Tensor]:
         scale = gradients[0] / ctx.count
-        query_grad, table_grad, bias_grad = ctx.saved_tensors
-        return query_grad * scale, table_grad * scale, bias_grad * scale, None
+        query_grad, table_grad, bias_grad, weights_grad = ctx.saved_tensors
+        return query_grad * scale, table_grad * scale, bias_grad * scale, None, None, weights_grad * scale
 
 
-def full_softmax(query: Tensor, table: Tensor, bias: Tensor, targets: Tensor) -> Tensor:
+def full_softmax(query: Tensor, table: Tensor, bias: Tensor, targets: Tensor, repeats: Repeats | None = None) -> Tensor:
     """Mean cross entropy over every item but the unknown one.
 
     Args:
@@ -56,8 +88,11 @@ def full_softmax(query: Tensor, table: Tensor, bias: Tensor, targets: Tensor) ->
         table: Item embeddings (V, D).
         bias: Item biases (V,).
         targets: Item rows (N,), none of them 0.
+        repeats: What is added to the scores of the items users had last.
     """
-    loss: Tensor = _FullSoftmax.apply(query, table, bias, targets)  # type: ignore[no-untyped-call]
+    if repeats is None:
+        repeats = Repeats(targets.new_zeros((len(targets), 0)), query.new_zeros(0))
+    loss: Tensor = _FullSoftmax.apply(query, table, bias, targets, *repeats)  # type: ignore[no-untyped-call]
     return loss
 
 
@@ -92,22 +127,35 @@ class Sampler:
 
 def sampled_softmax(
     query: Tensor,
-    table: Tensor,
-    bias: Tensor,
+    vectors: Vectors,
+    biases: Biases,
     targets: Tensor,
     sampler: Sampler,
+    repeats: Repeats | None = None,
     generator: torch.Generator | None = None,
 ) -> Tensor:
     """Mean cross entropy of each target against M shared negatives, corrected for how likely they were drawn.
 
-    Shapes as in `full_softmax`. In expectation over the draws its gradient is close to that of the full softmax.
+    In expectation over the draws its gradient is close to that of the full softmax.
+
+    Args:
+        query: (N, D).
+        vectors: Item vectors by row.
+        biases: Item biases by row.
+        targets: Item rows (N,), none of them 0.
+        sampler: Draws the negatives.
+        repeats: What is added to the scores of the items users had last.
+        generator: Randomness of the draw.
 
     References:
         Bengio and Senecal, "Adaptive importance sampling", 2008; Yi et al., "Sampling-bias-corrected neural modeling
         for large corpus item recommendations", RecSys 2019 (logQ).
     """
-    negatives = sampler.draw(generator)
-    score = (query * table[targets]).sum(1) + bias[targets]  # (N,)
-    scores = torch.addmm(bias[negatives] - sampler.log_expected[negatives], query, table[negatives].T)  # (N, M)
+    negatives, times = torch.unique(sampler.draw(generator), return_counts=True)  # one drawn twice counts twice
+    score = (query * vectors(targets)).sum(1) + biases(targets)  # (N,)
+    offset = biases(negatives) - sampler.log_expected[negatives] + times.log()
+    scores = torch.addmm(offset, query, vectors(negatives).T)  # (N, M)
+    if repeats is not None:
+        score, scores = score + repeats.of(targets), repeats.added(scores, negatives)
     scores = scores.masked_fill(negatives[None, :] == targets[:, None], -torch.inf)  # a target is no negative
     return (torch.logaddexp(score, scores.logsumexp(1)) - score).mean()

@@ -13,11 +13,11 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from models.average import Average, Carried
-from models.network import Network
+from models.network import RECENT, UNKNOWN_ROW, Network
 from models.objective import Beside, NextItemLoss
 from models.passes import Pass, initial_states, lay_out
 from models.ranks import Ranks
-from models.sequences import Histories, batch
+from models.sequences import Histories, batch, recent_items
 from models.softmax import Sampler
 
 Report = Callable[[float, float], bool]
@@ -272,8 +272,11 @@ class Trainer:
             for part in (data.items, data.kinds, data.gaps_seconds, data.targets)
         )
         places = windows[mine, :1] + 1 + np.arange(data.items.shape[1])  # (W, T) where the targets stand
+        recent = torch.from_numpy(recent_items(source, places[data.targets[mine] != UNKNOWN_ROW], RECENT))
         # DDP averages the ranks' gradients, so each divides its sum by its share of all targets.
-        loss = self._objective(*inputs, states[mine], count / self.ranks.ranks, torch.from_numpy(places))
+        loss = self._objective(
+            *inputs, states[mine], recent.to(self._device), count / self.ranks.ranks, torch.from_numpy(places)
+        )
         self._optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(self.network.parameters(), self.settings.clip)

@@ -13,7 +13,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from models.network import Network, NetworkConfig
+from models.network import RECENT, Network, NetworkConfig
 from state.errors import RecstreamError
 
 FORMAT: Final = 1
@@ -166,6 +166,7 @@ def unpack(version: str, files: Mapping[str, bytes]) -> Version:
         weights = safetensors.torch.load(payload)
     except (SafetensorError, ValueError, KeyError) as exc:
         raise refusal(version, f"{WEIGHTS} cannot be read ({exc})") from exc
+    weights.setdefault("repeat_weight", torch.zeros(RECENT))  # earlier releases knew none
     _check_weights(weights, summary.config, _subject(version))
     return Version(
         version,

@@ -37,7 +37,8 @@ def load_serving(registry: Registry, name: str) -> ServingModel:
     state = np.zeros((1, model.state_size), np.float32)
     one = np.zeros(1, np.int32)
     hidden = model.steps(state, one, one, np.zeros(1, np.uint8), np.zeros(1, np.float32))
-    top_k(model.scores(hidden), np.zeros((1, 0), np.int32), 1)
+    scores = model.scores(hidden, np.zeros((1, len(model.repeats)), np.int32))
+    top_k(scores, np.zeros((1, 0), np.int32), 1)
     return model
 
 

@@ -46,13 +46,13 @@ class NeuralTest:
             return np.where(first, np.inf, 0.5 * (seen + 1))
         numbers = self._recommender.items.numbers(batch.items)
         rows = self._rows(model, numbers)
-        before = self._states(model, batch, numbers, rows)
+        before, recent = self._states(model, batch, numbers, rows)
         known = len(model.vocabulary) - 1
         ranks = 0.5 * (1 + known + seen)  # of an item without a row: behind the known ones, tied with the others
         block = max(1, _BLOCK_SCORES // (known + 1))
         for start in range(0, len(rows), block):
             at = np.flatnonzero(rows[start : start + block]) + start
-            scores = model.scores(before[at])[:, 1:]
+            scores = model.scores(before[at], recent[at])[:, 1:]
             wanted = scores[np.arange(len(at)), rows[at] - 1][:, None]
             better, ties = (scores > wanted).sum(1), (scores == wanted).sum(1) - 1
             ranks[at] = 1 + better + 0.5 * ties
@@ -68,8 +68,8 @@ class NeuralTest:
 
     def _states(
         self, model: ServingModel, batch: EventBatch, numbers: NDArray[np.int32], rows: NDArray[np.int32]
-    ) -> NDArray[np.float32]:
-        """Hidden vectors before each event (E, H), as `Recommender.advance` will have them."""
+    ) -> tuple[NDArray[np.float32], NDArray[np.int32]]:
+        """Hidden vectors before each event (E, H) and rows of the latest items (E, R), as `advance` will have them."""
         slots, arena = self._store.slots(batch.users), self._store.arena
         self._bring_up_to_date(model, arena, slots)
         if len(self._scratch) < arena.capacity:
@@ -83,7 +83,7 @@ class NeuralTest:
         state = arena.hidden[users].astype(np.float32)  # (U, S), a copy
         start = state[:, : model.hidden].copy()
         after = model.steps(state, user, rows, batch.kinds, gap_feature(gaps))
-        return np.where(previous[:, None] >= 0, after[previous], start[user])
+        return np.where(previous[:, None] >= 0, after[previous], start[user]), self._rows(model, past.items)
 
     def _bring_up_to_date(self, model: ServingModel, arena: Arena, slots: NDArray[np.int32]) -> None:
         """Rebuild vectors another version made, as the recommender would do a moment later."""

@@ -21,7 +21,7 @@ from models.family.module import Module
 from models.family.sequential import RATE, Sequential
 from models.family.text import text_vectors
 from models.fit import popularity_bias
-from models.network import INITIAL_STD, UNKNOWN_ROW
+from models.network import INITIAL_STD, RECENT, UNKNOWN_ROW
 
 Encoder = Literal["transformer", "gru"]
 _ID_DROPOUT: Final = 0.1  # share of item rows without their id in a batch, so that content alone says enough
@@ -209,7 +209,7 @@ class Fusion(Sequential):
         vectors = GatedItems(self.items, self.width, self.text, self.attributes)
         context = Context(self.width, self.clock, self.coding)
         self.module = Module(vectors, context, stack, self.items, self.dropout).eval()
-        self.context = stack.context
+        self.context = max(stack.context, RECENT)
 
     def decay(self, name: str, parameter: nn.Parameter) -> float:
         reads = name.startswith(("vectors.text", "vectors.attribute"))

@@ -38,7 +38,8 @@ FARTHEST: Final = 20
 _SCORED: Final = 512  # each item head costs another softmax over the items
 _WEIGHTS: Final = {"type": 0.2, "rating": 0.3}
 _ITEM_WEIGHT: Final = 0.3
-ItemLoss = Callable[[Tensor, Tensor, Tensor], Tensor]  # queries (N, D), item rows (N,), biases (V,) to add -> mean
+# Queries (N, D), item rows (N,), biases (V,) to add, latest items (N, R) -> mean.
+ItemLoss = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 Vectors = Callable[[Tensor], Tensor]
 
 
@@ -126,6 +127,7 @@ class TaskHeads(nn.Module):
 
     def __init__(self, items: int, width: int, tasks: Tasks) -> None:
         super().__init__()
+        self.width = width
         self.tasks = tasks
         names = item_heads(tasks)
         self.adapters = nn.ModuleDict({name: _mlp(width, width) for name in names})
@@ -160,12 +162,19 @@ class TaskHeads(nn.Module):
         return asked
 
     def loss(
-        self, query: Tensor, events: NDArray[np.int64], answers: Answers, item_loss: ItemLoss, vectors: Vectors
+        self,
+        query: Tensor,
+        recent: Tensor,
+        events: NDArray[np.int64],
+        answers: Answers,
+        item_loss: ItemLoss,
+        vectors: Vectors,
     ) -> Tensor:
         """Weighted sum of the heads' losses, on at most 512 of the steps each.
 
         Args:
             query: (N, D), asked just before the events.
+            recent: Item rows of the users' latest events then (N, R).
             events: (N,) places of the events in what the answers were made of.
             answers: The right answers.
             item_loss: Cross entropy over the model's items.
@@ -176,7 +185,7 @@ class TaskHeads(nn.Module):
             rows = torch.from_numpy(answers.rows[name][events])
             some = _some(rows != UNKNOWN_ROW)
             if len(some):
-                loss = item_loss(self.query(name, query[some]), rows[some], self.biases[name])
+                loss = item_loss(self.query(name, query[some]), rows[some], self.biases[name], recent[some])
                 total = total + _ITEM_WEIGHT * loss
         if self.kind is not None:
             kinds = torch.from_numpy(answers.kinds[events])
@@ -232,23 +241,24 @@ class Lecture:
 def head_scores(model: SequenceModel, name: str, queries: Tensor) -> Tensor:
     """Scores (N, V) of every item by a head that ranks items, for a model's queries (N, Q)."""
     heads = _heads(model)
-    return model.item_scores(heads.query(name, queries)) + heads.biases[name]
+    vectors, latest = queries[:, : heads.width], queries[:, heads.width :]
+    return model.item_scores(torch.cat((heads.query(name, vectors), latest), dim=1)) + heads.biases[name]
 
 
 @torch.no_grad()
 def type_odds(model: SequenceModel, queries: Tensor) -> Tensor:
     """Log-probabilities (N, 3) of the next event's type for a model's queries (N, Q)."""
-    head = _heads(model).kind
-    assert head is not None
-    return torch.log_softmax(head(queries), dim=1)
+    heads = _heads(model)
+    assert heads.kind is not None
+    return torch.log_softmax(heads.kind(queries[:, : heads.width]), dim=1)
 
 
 @torch.no_grad()
 def ratings_of(model: SequenceModel, queries: Tensor, rows: Tensor) -> Tensor:
     """Foretold ratings (N,) of items (N,) for a model's queries (N, Q)."""
-    head = _heads(model).rating
-    assert head is not None
-    read: Tensor = head(queries, rows, model.item_vectors(rows))
+    heads = _heads(model)
+    assert heads.rating is not None
+    read: Tensor = heads.rating(queries[:, : heads.width], rows, model.item_vectors(rows))
     return read
 
 

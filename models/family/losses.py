@@ -3,21 +3,25 @@
 Letters: N targets, D width, V item rows, M negatives.
 """
 
-from collections.abc import Callable
 from typing import Final
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from models.softmax import Sampler, full_softmax
+from models.softmax import Biases, Repeats, Sampler, Vectors, full_softmax, sampled_softmax
 
-Vectors = Callable[[Tensor | None], Tensor]  # rows (R,) -> (R, D); None -> all (V, D)
-Biases = Callable[[Tensor | None], Tensor]  # rows (R,) -> (R,); None -> all (V,)
 CALIBRATION: Final = 0.75  # t of gBCE, the value its authors recommend
 
 
-def cross_entropy(query: Tensor, vectors: Vectors, biases: Biases, targets: Tensor, sampler: Sampler | None) -> Tensor:
+def cross_entropy(
+    query: Tensor,
+    vectors: Vectors,
+    biases: Biases,
+    targets: Tensor,
+    sampler: Sampler | None,
+    repeats: Repeats | None = None,
+) -> Tensor:
     """Mean cross entropy of targets (N,), over all items or over sampled ones with the logQ correction.
 
     Args:
@@ -26,18 +30,21 @@ def cross_entropy(query: Tensor, vectors: Vectors, biases: Biases, targets: Tens
         biases: Item biases by row.
         targets: Item rows (N,), none of them 0.
         sampler: None takes the full softmax.
+        repeats: What is added to the scores of the items users had last.
     """
     if sampler is None:
-        return full_softmax(query, vectors(None), biases(None), targets)
-    drawn = sampler.draw()  # (M,)
-    score = (query * vectors(targets)).sum(1) + biases(targets)
-    scores = torch.addmm(biases(drawn) - sampler.log_expected[drawn], query, vectors(drawn).T)  # (N, M)
-    scores = scores.masked_fill(drawn[None, :] == targets[:, None], -torch.inf)
-    return (torch.logaddexp(score, scores.logsumexp(1)) - score).mean()
+        return full_softmax(query, vectors(None), biases(None), targets, repeats)
+    return sampled_softmax(query, vectors, biases, targets, sampler, repeats)
 
 
 def generalised_bce(
-    query: Tensor, vectors: Vectors, biases: Biases, targets: Tensor, items: int, negatives: int
+    query: Tensor,
+    vectors: Vectors,
+    biases: Biases,
+    targets: Tensor,
+    items: int,
+    negatives: int,
+    repeats: Repeats | None = None,
 ) -> Tensor:
     """gBCE: binary cross entropy with M uniform negatives and the positive's probability raised to a power.
 
@@ -47,10 +54,12 @@ def generalised_bce(
         Petrov and Macdonald, "gSASRec: reducing overconfidence in sequential recommendation trained with negative
         sampling", RecSys 2023.
     """
-    drawn = torch.randint(1, items, (negatives,), device=query.device)
+    drawn = 1 + torch.randperm(items - 1, device=query.device)[:negatives].sort().values
     rate = min(negatives / max(items - 2, 1), 1.0)
     power = rate * (CALIBRATION * (1 - 1 / rate) + 1 / rate)
     score = (query * vectors(targets)).sum(1) + biases(targets)
     scores = torch.addmm(biases(drawn), query, vectors(drawn).T)  # (N, M)
+    if repeats is not None:
+        score, scores = score + repeats.of(targets), repeats.added(scores, drawn)
     scores = scores.masked_fill(drawn[None, :] == targets[:, None], -torch.inf)
     return (functional.softplus(-score) * power + functional.softplus(scores).sum(1)).mean()

@@ -17,7 +17,8 @@ from models.family.augmentation import Variety
 from models.family.coding import Coding
 from models.family.course import BatchReport, Plan, epochs_for, run_course
 from models.family.heads import Answers, TaskHeads, heads_of, plain_tasks
-from models.family.interface import EventBatch, Lesson, SequenceModel
+from models.family.interface import EventBatch, Lesson
+from models.family.repeats import RepeatAware
 from models.fit import popularity_bias
 from models.network import Cell, Network, NetworkConfig
 from models.training import Trainer, TrainingSettings
@@ -81,7 +82,7 @@ class TimeLstmNetwork(Network):
         return self.dropout(torch.stack(outputs, dim=1)), torch.cat((hidden, memory), dim=1)
 
 
-class Recurrent(SequenceModel):
+class Recurrent(RepeatAware):
     """What the recurrent models share.
 
     Args:
@@ -124,8 +125,12 @@ class Recurrent(SequenceModel):
             self.network.add_module("task_heads", heads)
 
     @property
-    def state_size(self) -> int:
+    def bare_size(self) -> int:
         return self.network.config.state_size
+
+    @property
+    def repeats(self) -> Tensor:
+        return self.network.repeats
 
     def fit(self, lesson: Lesson) -> None:
         counts = lesson.past.counts(self.items)
@@ -164,29 +169,27 @@ class Recurrent(SequenceModel):
         return events.items, self.coding.codes(events.kinds, events.gaps_seconds), events.gaps_seconds
 
     @torch.no_grad()
-    def step(self, state: Tensor, events: EventBatch) -> Tensor:
+    def bare_step(self, state: Tensor, events: EventBatch) -> Tensor:
         items, codes, gaps = self._inputs(events)
         return self.network.sequence(items[:, None], codes[:, None], gaps[:, None], state)[1]
 
     @torch.no_grad()
-    def query(self, state: Tensor) -> Tensor:
+    def bare_query(self, state: Tensor) -> Tensor:
         return self.network.query(state[:, : self.network.config.hidden])
 
     @torch.no_grad()
-    def sequence(self, events: EventBatch) -> Tensor:
+    def bare_sequence(self, events: EventBatch) -> Tensor:
         outputs, _ = self.network.sequence(*self._inputs(events))
         return self.network.query(outputs)
 
     @torch.no_grad()
-    def last(self, events: EventBatch, steps: Tensor) -> Tensor:
+    def bare_last(self, events: EventBatch, steps: Tensor) -> Tensor:
         outputs, _ = self.network.sequence(*self._inputs(events))
         return self.network.query(outputs[torch.arange(len(steps)), steps - 1])
 
     @torch.no_grad()
-    def item_scores(self, queries: Tensor) -> Tensor:
-        scores = torch.addmm(self.network.item_bias, queries, self.network.item_embedding.weight.T)
-        scores[:, 0] = -torch.inf
-        return scores
+    def bare_scores(self, queries: Tensor) -> Tensor:
+        return torch.addmm(self.network.item_bias, queries, self.network.item_embedding.weight.T)
 
     def settings(self) -> dict[str, Any]:
         return {
@@ -223,11 +226,10 @@ class _Epochs:
             self._answers = Answers.of(past, self._heads.tasks, ratings)
         return self._trainer.epoch(self._model.coding.coded(past), report)
 
-    def _beside(self, query: Tensor, places: Tensor, wanted: Tensor) -> Tensor:
-        del wanted
+    def _beside(self, query: Tensor, places: Tensor, recent: Tensor) -> Tensor:
         assert self._heads is not None and self._answers is not None
         vectors, item_loss = self._model.network.item_embedding, self._trainer.objective.cross_entropy
-        return self._heads.loss(query, places.numpy(), self._answers, item_loss, vectors)
+        return self._heads.loss(query, recent, places.numpy(), self._answers, item_loss, vectors)
 
 
 class Gru(Recurrent):

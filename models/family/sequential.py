@@ -17,14 +17,15 @@ from models.family.augmentation import Variety
 from models.family.coding import Coding
 from models.family.course import BatchReport, Plan, epochs_for, held_out_ndcg_of_both, run_course
 from models.family.heads import Answers, TaskHeads, heads_of, plain_tasks
-from models.family.interface import EventBatch, Lesson, SequenceModel, gather
+from models.family.interface import EventBatch, Lesson, gather
 from models.family.losses import cross_entropy, generalised_bce
 from models.family.module import Module
+from models.family.repeats import RepeatAware
 from models.fit import popularity_bias
-from models.network import UNKNOWN_ROW
+from models.network import RECENT, UNKNOWN_ROW
 from models.passes import lay_out
-from models.sequences import Histories
-from models.softmax import Sampler
+from models.sequences import Histories, recent_items
+from models.softmax import Repeats, Sampler
 
 RATE: Final = 0.004
 SAMPLED_ABOVE: Final = 6000  # item rows; a full softmax over more would take most of the training time
@@ -59,7 +60,7 @@ class Asked:
     ahead: Tensor
 
 
-class Sequential(SequenceModel):
+class Sequential(RepeatAware):
     """A model around a `Module`; says how it is trained.
 
     Attributes:
@@ -156,30 +157,32 @@ class Sequential(SequenceModel):
             return int(self.module.vectors(torch.zeros(1, dtype=torch.int64)).shape[-1])
 
     @property
-    def state_size(self) -> int:
+    def repeats(self) -> Tensor:
+        return self.module.repeats
+
+    @property
+    def bare_size(self) -> int:
         return int(self.module.encoder.state_size)  # type: ignore[arg-type]
 
     @torch.no_grad()
-    def step(self, state: Tensor, events: EventBatch) -> Tensor:
+    def bare_step(self, state: Tensor, events: EventBatch) -> Tensor:
         after: Tensor = self.module.encoder.step(state, self.module.inputs(events))  # type: ignore[operator]
         return after
 
     @torch.no_grad()
-    def query(self, state: Tensor) -> Tensor:
+    def bare_query(self, state: Tensor) -> Tensor:
         asked: Tensor = self.module.encoder.query(state)  # type: ignore[operator]
         return asked
 
     @torch.no_grad()
-    def sequence(self, events: EventBatch) -> Tensor:
+    def bare_sequence(self, events: EventBatch) -> Tensor:
         out: Tensor = self.module.encoder.sequence(self.module.inputs(events))  # type: ignore[operator]
         return out
 
     @torch.no_grad()
-    def item_scores(self, queries: Tensor) -> Tensor:
+    def bare_scores(self, queries: Tensor) -> Tensor:
         vectors, biases = self.module.table()
-        scores = torch.addmm(biases, queries, vectors.T)
-        scores[:, UNKNOWN_ROW] = -torch.inf
-        return scores
+        return torch.addmm(biases, queries, vectors.T)
 
     def tensors(self) -> dict[str, Tensor]:
         return {name: tensor.detach() for name, tensor in self.module.state_dict().items()}
@@ -265,12 +268,14 @@ class _Epochs:
         asked = model.outputs(events, targets)
         if not len(asked.targets):
             return 0.0, 0
-        loss = objective = self._loss(asked.queries, asked.targets, None)
+        places = windows[asked.windows.numpy(), 0] + asked.events.numpy()
+        recent = torch.from_numpy(recent_items(past, places, RECENT))
+        loss = objective = self._loss(asked.queries, asked.targets, None, recent)
         heads = model.task_heads
         if heads is not None and answers is not None:
             ahead = asked.ahead
-            places = windows[asked.windows[ahead].numpy(), 0] + asked.events[ahead].numpy()
-            objective = loss + heads.loss(asked.queries[ahead], places, answers, self._loss, module.vectors)
+            queries, before = asked.queries[ahead], places[ahead.numpy()]
+            objective = loss + heads.loss(queries, recent[ahead], before, answers, self._loss, module.vectors)
         self._optimizer.zero_grad()
         objective.backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(module.parameters(), _CLIP)
@@ -278,9 +283,10 @@ class _Epochs:
         self._averaged()
         return loss.item(), len(asked.targets)
 
-    def _loss(self, queries: Tensor, targets: Tensor, more: Tensor | None) -> Tensor:
-        """Loss of queries (N, D) and targets (N,), with something (V,) added to the items' biases."""
+    def _loss(self, queries: Tensor, targets: Tensor, more: Tensor | None, recent: Tensor) -> Tensor:
+        """Loss of queries (N, D), targets (N,) and latest items (N, R), with something (V,) added to the biases."""
         model, module = self._model, self._model.module
+        repeats = Repeats(recent, module.repeats)
 
         def biases(rows: Tensor | None) -> Tensor:
             own = module.biases(rows)
@@ -288,8 +294,8 @@ class _Epochs:
 
         if model.loss == "gbce":
             negatives = min(_GBCE_NEGATIVES, model.items - 1)
-            return generalised_bce(queries, module.vectors, biases, targets, model.items, negatives)
-        return cross_entropy(queries, module.vectors, biases, targets, self._sampler)
+            return generalised_bce(queries, module.vectors, biases, targets, model.items, negatives, repeats)
+        return cross_entropy(queries, module.vectors, biases, targets, self._sampler, repeats)
 
 
 def transitions(lesson: Lesson) -> int:

@@ -15,7 +15,7 @@ from models.family.interface import EventBatch, Lesson
 from models.family.module import Module
 from models.family.recent import ends, shifted, unfolded
 from models.family.sequential import RATE, Asked, Sequential
-from models.network import INITIAL_STD, UNKNOWN_ROW
+from models.network import INITIAL_STD, RECENT, UNKNOWN_ROW
 
 _MASKED: Final = 0.3  # share of a training window hidden from the autoencoder
 _BACKWARD: Final = 3.0  # how much the first head at first dislikes what comes later
@@ -75,7 +75,7 @@ class Transformer(Sequential):
             self.items,
             self.dropout,
         ).eval()
-        self.context = encoder.context
+        self.context = max(encoder.context, RECENT)
 
     def settings(self) -> dict[str, Any]:
         return self.described(("items", "width", "layers", "heads", "reach", "dropout", "loss", "rate"))
@@ -155,7 +155,8 @@ class Bert(Sequential):
         self.items, self.width, self.layers, self.heads = items, width, layers, heads
         self.places, self.dropout, self.rate = window, dropout, rate
         self.window = window - 1  # a training window of T steps holds T + 1 events
-        self.context = window - 1
+        self.seen = window - 1
+        self.context = max(self.seen, RECENT)
         self.epochs = 40  # a third of the places teaches: it needs more passes
         self.recall(coding, tasks)
 
@@ -166,8 +167,8 @@ class Bert(Sequential):
         self.module = Module(vectors, context, encoder, self.items, self.dropout).eval()
 
     @property
-    def state_size(self) -> int:
-        return 4 * self.context + 1
+    def bare_size(self) -> int:
+        return 4 * self.seen + 1
 
     def outputs(self, events: EventBatch, targets: Tensor) -> Asked:
         steps = (targets != UNKNOWN_ROW).long().mul(torch.arange(1, targets.shape[1] + 1)).amax(1) + 1  # (B,) events
@@ -189,25 +190,25 @@ class Bert(Sequential):
         return Asked(out[wanted], items[wanted], window, event, last[wanted])  # what stands before it has seen it
 
     @torch.no_grad()
-    def step(self, state: Tensor, events: EventBatch) -> Tensor:
-        window = torch.unflatten(state[:, :-1], 1, (self.context, 4))
+    def bare_step(self, state: Tensor, events: EventBatch) -> Tensor:
+        window = torch.unflatten(state[:, :-1], 1, (self.seen, 4))
         newest = torch.stack((events.items, events.kinds, events.gaps_seconds, events.clock), dim=1)
-        count = (state[:, -1:] + 1).clamp(max=self.context)
+        count = (state[:, -1:] + 1).clamp(max=self.seen)
         return torch.cat((shifted(window, newest.to(state.dtype)).flatten(1), count), dim=1)
 
     @torch.no_grad()
-    def query(self, state: Tensor) -> Tensor:
-        return self._filled(torch.unflatten(state[:, :-1], 1, (self.context, 4)), state[:, -1].long())
+    def bare_query(self, state: Tensor) -> Tensor:
+        return self._filled(torch.unflatten(state[:, :-1], 1, (self.seen, 4)), state[:, -1].long())
 
     @torch.no_grad()
-    def sequence(self, events: EventBatch) -> Tensor:
-        windows = unfolded(_columns(events), self.context)  # (B, T, W - 1, 4)
-        steps = torch.arange(1, windows.shape[1] + 1).clamp(max=self.context)
+    def bare_sequence(self, events: EventBatch) -> Tensor:
+        windows = unfolded(_columns(events), self.seen)  # (B, T, W - 1, 4)
+        steps = torch.arange(1, windows.shape[1] + 1).clamp(max=self.seen)
         return torch.stack([self._filled(windows[row], steps) for row in range(len(windows))])
 
     @torch.no_grad()
-    def last(self, events: EventBatch, steps: Tensor) -> Tensor:
-        return self._filled(ends(_columns(events), steps, self.context), steps.clamp(max=self.context))
+    def bare_last(self, events: EventBatch, steps: Tensor) -> Tensor:
+        return self._filled(ends(_columns(events), steps, self.seen), steps.clamp(max=self.seen))
 
     def _filled(self, window: Tensor, steps: Tensor) -> Tensor:
         """What stands after windows (B, W - 1, 4), newest first, of ``steps`` (B,) events: queries (B, D)."""

@@ -4,7 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from models.network import GAP_SCALE, Cell, Network, NetworkConfig
+from models.network import GAP_SCALE, RECENT, Cell, Network, NetworkConfig
 from state.errors import RecstreamError
 
 ITEMS, HIDDEN, EMBEDDING = 23, 12, 7
@@ -97,6 +97,18 @@ def test_scores_are_query_times_tied_embedding_and_never_the_unknown_row() -> No
 
 
 @torch.no_grad()
+def test_items_a_user_had_last_score_as_much_more_as_their_weights_say() -> None:
+    network, hidden = build("gru"), torch.randn(2, HIDDEN, generator=torch.Generator().manual_seed(1))
+    network.repeat_weight.copy_(torch.linspace(-1, 1, RECENT))
+    recent = torch.zeros(2, RECENT, dtype=torch.int64)
+    recent[0, 0], recent[0, 2], recent[1, RECENT - 1] = 3, 3, 1
+    added = network.scores(hidden, recent)[:, 1:] - network.scores(hidden)[:, 1:]
+    expected = torch.zeros_like(added)
+    expected[0, 2], expected[1, 0] = network.repeats[0] + network.repeats[2], network.repeats[-1]
+    torch.testing.assert_close(added, expected)
+
+
+@torch.no_grad()
 def test_negative_gaps_count_as_none() -> None:
     network, (items, kinds, gaps) = build("gru"), batch(users=2, steps=3)
     _, negative = network.sequence(items, kinds, -gaps.abs() - 1)
@@ -107,7 +119,8 @@ def test_negative_gaps_count_as_none() -> None:
 def test_gradients_stay_finite_with_the_unknown_row_masked() -> None:
     network, (items, kinds, gaps) = build("lstm").train(), batch(users=4, steps=6)
     outputs, _ = network.sequence(items, kinds, gaps)
-    loss = nn.functional.cross_entropy(network.scores(outputs).flatten(0, 1), items.clamp(min=1).flatten())
+    recent = items[:, :, None].expand(-1, -1, RECENT)
+    loss = nn.functional.cross_entropy(network.scores(outputs, recent).flatten(0, 1), items.clamp(min=1).flatten())
     loss.backward()  # type: ignore[no-untyped-call]
     assert all(parameter.grad is not None and parameter.grad.isfinite().all() for parameter in network.parameters())
 

@@ -72,10 +72,12 @@ def lstm(build_version):
     return ServingModel.from_version(build_version("lstm", 6, 4, fingerprint=78)[1])
 
 
-def expected_list(model, hidden, left_out, k):
+def expected_list(model, hidden, history, left_out, k):
     """The definition of a list: every item's score, the excluded ones out, best first."""
     output = hidden[None, : len(model.projection)].astype(np.float32)  # an LSTM's state is h, then c
-    scores = dict(zip(model.vocabulary[1:], model.scores(output)[0, 1:].tolist(), strict=True))
+    recent = np.zeros((1, len(model.repeats)), np.int32)
+    recent[0, : len(history)] = [model.vocabulary.index(item) if item in model.vocabulary else 0 for item in history]
+    scores = dict(zip(model.vocabulary[1:], model.scores(output, recent)[0, 1:].tolist(), strict=True))
     kept = sorted((item for item in scores if item not in left_out), key=lambda item: -scores[item])[:k]
     return kept, [scores[item] for item in kept]
 
@@ -92,7 +94,8 @@ def test_every_event_is_answered_with_the_best_items_its_user_may_be_shown(exclu
             item for item, kind in history[user] if exclude == "seen" or (exclude == "purchased" and kind == PURCHASE)
         }
         advanced = stream.send((user, item, kind, time_ms))
-        items, scores = expected_list(model, stream.hidden_of(user), seen, 5)
+        newest_first = [item for item, _ in reversed(history[user])]
+        items, scores = expected_list(model, stream.hidden_of(user), newest_first, seen, 5)
         assert stream.lists(advanced) == [items]
         assert np.allclose(advanced.scores[0], scores, atol=1e-4)
         assert advanced.model_version == model.name
@@ -119,7 +122,9 @@ def test_auto_leaves_seen_items_out_until_one_event_in_a_hundred_repeats(gru):
     advanced = stream.send(*[("ann", "i3", VIEW, T0 + 100 + n) for n in range(5)])
     assert stream.recommender.exclusion.repeat_share == pytest.approx(5 / 25)
     advanced = stream.send(("ann", "i3", VIEW, T0 + 200))
-    everything, _ = expected_list(gru, stream.hidden_of("ann"), set(), 5)
+    everything, _ = expected_list(
+        gru, stream.hidden_of("ann"), ["i3"] * 6 + [f"i{n}" for n in range(19, -1, -1)], set(), 5
+    )
     assert stream.lists(advanced) == [everything]
 
 

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from models.network import GAP_SCALE
+from models.network import GAP_SCALE, RECENT
 from models.serving import ServingModel, gap_feature
 
 SHAPES = [("gru", 8, 5), ("gru", 7, 3), ("gru", 31, 16), ("lstm", 8, 5), ("lstm", 9, 4)]
@@ -42,7 +42,8 @@ def test_steps_and_scores_are_the_networks_over_whole_sequences(build_version, c
             torch.from_numpy(kinds.reshape(shape)).long(),
             torch.from_numpy(gaps.reshape(shape)),
         )
-        expected_scores = network.scores(outputs).numpy()
+        recent = rng.integers(0, 31, (*shape, RECENT)).astype(np.int32)
+        expected_scores = network.scores(outputs, torch.from_numpy(recent).long()).numpy()
     order = np.arange(users * steps).reshape(shape).T.reshape(-1)  # users' events interleaved
     state = np.zeros((users, model.state_size), np.float32)
     user = (order // steps).astype(np.int32)
@@ -51,7 +52,7 @@ def test_steps_and_scores_are_the_networks_over_whole_sequences(build_version, c
     got[order] = after
     assert np.abs(got.reshape(users, steps, hidden) - outputs.numpy()).max() < 2e-3
     assert np.abs(state - end.numpy()).max() < 2e-3 * max(1.0, np.abs(end.numpy()).max())
-    scores = model.scores(got).reshape(expected_scores.shape)
+    scores = model.scores(got, recent.reshape(-1, RECENT)).reshape(expected_scores.shape)
     assert np.allclose(scores[..., 1:], expected_scores[..., 1:], atol=5e-3 * np.abs(expected_scores[..., 1:]).max())
 
 
@@ -60,19 +61,21 @@ def test_scores_of_a_given_hidden_vector_are_the_networks(build_version, cell, h
     network, version = build_version(cell, hidden, embedding)
     model = ServingModel.from_version(version)
     vectors = np.random.default_rng(6).uniform(-1, 1, (9, hidden)).astype(np.float32)
+    recent = np.random.default_rng(7).integers(0, 31, (9, RECENT)).astype(np.int32)
     with torch.no_grad():
-        expected = network.scores(torch.from_numpy(vectors)).numpy()[:, 1:]
+        expected = network.scores(torch.from_numpy(vectors), torch.from_numpy(recent).long()).numpy()[:, 1:]
     for n in (0, 1, 2, 9):
-        assert np.allclose(model.scores(vectors[:n])[:, 1:], expected[:n], rtol=1e-5, atol=1e-4)
+        assert np.allclose(model.scores(vectors[:n], recent[:n])[:, 1:], expected[:n], rtol=1e-5, atol=1e-4)
 
 
 def test_one_vector_scores_the_same_alone_as_among_others(build_version):
     _, version = build_version(hidden=16, embedding=8, vocabulary=["", *(f"i{n}" for n in range(400))])
     model = ServingModel.from_version(version)
     vectors = np.random.default_rng(7).uniform(-1, 1, (33, 16)).astype(np.float32)
-    together = model.scores(vectors)
-    alone = np.concatenate([model.scores(vectors[i : i + 1]) for i in range(33)])
-    assert np.allclose(together, alone, rtol=0, atol=1e-4)
+    recent = np.random.default_rng(8).integers(0, 401, (33, RECENT)).astype(np.int32)
+    together = model.scores(vectors, recent)
+    alone = np.concatenate([model.scores(vectors[i : i + 1], recent[i : i + 1]) for i in range(33)])
+    assert np.allclose(together[:, 1:], alone[:, 1:], rtol=0, atol=1e-4)
 
 
 def test_loading_leaves_the_versions_weights_alone_and_keeps_what_identifies_it(build_version):

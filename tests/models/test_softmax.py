@@ -3,7 +3,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from models.softmax import Sampler, full_softmax, sampled_softmax
+from models.softmax import Repeats, Sampler, full_softmax, sampled_softmax
 
 
 def problem(targets: int, items: int, width: int = 5, seed: int = 0) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -22,6 +22,43 @@ def test_full_softmax_equals_cross_entropy_without_the_unknown_row(targets: int,
     loss = full_softmax(query, table, bias, rows)
     torch.testing.assert_close(loss, expected)
     torch.testing.assert_close(torch.autograd.grad(3 * loss, (query, table, bias)), gradients, rtol=1e-4, atol=1e-6)
+
+
+def repeats_of(targets: Tensor, items: int, width: int = 4) -> Repeats:
+    """Latest items, the target among them now and then, some twice, some missing; and weights."""
+    generator = torch.Generator().manual_seed(9)
+    rows = torch.randint(0, items, (len(targets), width), generator=generator)
+    rows[::3, 1], rows[::3, 3] = targets[::3], targets[::3]
+    return Repeats(rows, torch.randn(width, generator=generator).requires_grad_())
+
+
+def densely(scores: Tensor, repeats: Repeats) -> Tensor:
+    """Repeats added one by one, as they are defined."""
+    for d in range(repeats.rows.shape[1]):
+        one = functional.one_hot(repeats.rows[:, d], scores.shape[1])
+        scores = scores + one * repeats.weights[d]
+    return scores
+
+
+@pytest.mark.parametrize(("targets", "items"), [(1, 2), (7, 40), (1000, 300)])
+def test_full_softmax_adds_weights_to_the_items_users_had_last(targets: int, items: int) -> None:
+    query, table, bias, rows = problem(targets, items)
+    repeats = repeats_of(rows, items)
+    scores = densely(functional.linear(query, table, bias), repeats)
+    expected = functional.cross_entropy(scores[:, 1:], rows - 1)
+    learnt = (query, table, bias, repeats.weights)
+    gradients = torch.autograd.grad(3 * expected, learnt)
+    loss = full_softmax(query, table, bias, rows, repeats)
+    torch.testing.assert_close(loss, expected)
+    torch.testing.assert_close(torch.autograd.grad(3 * loss, learnt), gradients, rtol=1e-4, atol=1e-6)
+
+
+def test_what_is_added_to_some_rows_alone_is_what_is_added_to_them_among_all() -> None:
+    _, _, _, rows = problem(50, 40)
+    repeats, columns = repeats_of(rows, 40), torch.tensor([1, 3, 4, 17, 30, 39])
+    everything = densely(torch.zeros(50, 40), repeats)
+    torch.testing.assert_close(repeats.added(torch.zeros(50, 6), columns), everything[:, columns])
+    torch.testing.assert_close(repeats.of(rows), everything.gather(1, rows[:, None])[:, 0])
 
 
 def test_large_scores_do_not_overflow() -> None:
@@ -43,15 +80,16 @@ def test_the_sampler_draws_by_smoothed_popularity_and_never_the_unknown_row() ->
 
 def test_sampled_softmax_approaches_the_full_one() -> None:
     query, table, bias, rows = problem(64, 500, seed=3)
-    full = full_softmax(query, table, bias, rows)
-    expected = torch.autograd.grad(full, (query, table, bias))
+    repeats = repeats_of(rows, 500)
+    learnt = (query, table, bias, repeats.weights)
+    expected = torch.autograd.grad(full_softmax(query, table, bias, rows, repeats), learnt)
     counts = torch.randint(0, 100, (500,), generator=torch.Generator().manual_seed(5))
 
     def distance(negatives: int, seed: int) -> float:
         sampler, generator = Sampler.of(counts, negatives), torch.Generator().manual_seed(seed)
-        loss = sampled_softmax(query, table, bias, rows, sampler, generator)
-        found = torch.autograd.grad(loss, (query, table, bias))
-        return sum(float((f - e).norm() / e.norm()) for f, e in zip(found, expected, strict=True)) / 3
+        loss = sampled_softmax(query, lambda at: table[at], lambda at: bias[at], rows, sampler, repeats, generator)
+        found = torch.autograd.grad(loss, learnt)
+        return sum(float((f - e).norm() / e.norm()) for f, e in zip(found, expected, strict=True)) / len(learnt)
 
     few, many = (sum(distance(n, seed) for seed in range(4)) / 4 for n in (200, 20_000))
     assert many < 0.1
@@ -63,5 +101,7 @@ def test_without_the_logq_correction_popular_items_would_be_pushed_down() -> Non
     counts = torch.ones(101, dtype=torch.int64)
     counts[1] = 10**4
     sampler = Sampler.of(counts, negatives=50_000, power=1.0)
-    loss = sampled_softmax(query, table, bias, torch.tensor([2]), sampler, torch.Generator().manual_seed(0))
+    generator = torch.Generator().manual_seed(0)
+    wanted = torch.tensor([2])
+    loss = sampled_softmax(query, lambda at: table[at], lambda at: bias[at], wanted, sampler, generator=generator)
     assert float(loss) == pytest.approx(float(torch.log(torch.tensor(100.0))), abs=0.1)

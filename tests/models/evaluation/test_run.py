@@ -73,7 +73,11 @@ def test_a_later_seed_is_the_same_fit_alone():
 
 def test_settings_of_models_are_used_and_told():
     body = run(dataset(ring()), ["gru", "gru:fp16"], model_settings={"gru": {"hidden": 8, "rate": 0.02}})
-    assert body["models"]["gru"]["cost"]["state_bytes"] == body["models"]["gru:fp16"]["cost"]["state_bytes"] == 32
+    assert (
+        body["models"]["gru"]["cost"]["state_bytes"]
+        == body["models"]["gru:fp16"]["cost"]["state_bytes"]
+        == 4 * (8 + 50)
+    )
     assert body["model_settings"] == {"gru": {"hidden": 8, "rate": 0.02}}
 
 
