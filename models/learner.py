@@ -31,8 +31,9 @@ from pathlib import Path
 from typing import Any, Final
 
 from models.average import Carried, forget_others
-from models.finetune import Candidate, FineTuneSettings, Step, fine_tune, gate, unseen
+from models.finetune import Candidate, FineTuneSettings, Step, fine_tune, gate
 from models.gate import Verdict
+from models.pass_events import unseen
 from models.registry import Registry, Version, VersionRefused
 from state.errors import StateError
 from state.replay_buffer import ReplayBuffer

@@ -8,9 +8,9 @@ workers show also learns from every event at once, so its hit rate hides that th
 import numpy as np
 from numpy.typing import NDArray
 
-from models.finetune import histories_of
 from models.gate import followers, ranks_of
 from models.network import Network
+from models.pass_events import histories_of
 from models.registry import Version
 from state.replay_sample import Sample
 

@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 from models.network import Network, NetworkConfig
+from models.serving import ServingModel
 from models.version import Version
 
 Build = Callable[..., tuple[Network, Version]]
@@ -38,3 +39,13 @@ def build_version() -> Build:
         return network, version
 
     return build
+
+
+@pytest.fixture(scope="module")
+def gru(build_version):
+    return ServingModel.from_version(build_version()[1])
+
+
+@pytest.fixture(scope="module")
+def lstm(build_version):
+    return ServingModel.from_version(build_version("lstm", 6, 4, fingerprint=78)[1])

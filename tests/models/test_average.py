@@ -4,12 +4,10 @@ import copy
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 
 from models.average import BY_ROW, GROWN, Average, Carried, forget_others
-from models.finetune import shares
 from models.network import Network, NetworkConfig
 from models.training import PASS_AFTER_PASS, Trainer
 from models.vocabulary import VocabularySettings, grow, transplant
@@ -147,17 +145,6 @@ def test_what_cannot_be_used_is_none(tmp_path: Path, harm: str):
         path.write_bytes(path.read_bytes()[:-100])
     like = Network(NetworkConfig(ITEMS + 1, hidden=16, embedding=8)) if harm == "other shape" else network
     assert Carried.load(path, like) is None
-
-
-def test_the_older_events_of_a_pass_are_shared_out_among_its_epochs():
-    learn, recent = np.ones(1_000, np.bool_), np.arange(1_000) >= 800
-    learn[:10] = False
-    parts = shares(learn, recent, 3)
-    assert all(part[recent].all() and not part[~learn].any() for part in parts)
-    older = np.sum([part & ~recent for part in parts], axis=0)
-    assert set(older[learn & ~recent].tolist()) == {1}  # each once a pass
-    few = shares(learn, np.arange(1_000) >= 400, 3)
-    assert all((part == learn).all() for part in few)  # no more than there are recent ones: all of them each time
 
 
 def test_rows_follow_the_vocabulary(tmp_path: Path):

@@ -1,7 +1,6 @@
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 
@@ -10,13 +9,8 @@ from models.finetune import (
     FineTuneSettings,
     fine_tune,
     gate,
-    held_out,
-    histories_of,
-    training_part,
-    unseen,
 )
 from models.registry import Registry, Version
-from models.vocabulary import VocabularySettings, grow
 from state.errors import RecstreamError
 from state.replay_sample import Sample
 from tests.models.learning import FINE, a_buffer, stream
@@ -71,48 +65,6 @@ def test_fine_tuning_improves_on_its_parent_and_learns_new_items(tmp_path: Path)
     assert verdict.serving["ndcg@10"] == 0.0  # the parent knows none of the items asked for
     assert verdict.candidate["ndcg@10"] > 0.1
     assert candidate.lineage["parent"] == first.name
-
-
-def test_the_held_out_slice_is_new_to_parent_and_candidate(sample: Sample, tmp_path: Path) -> None:
-    settings = replace(FINE, held_out=0.2, held_out_most=10_000)
-    held = held_out(sample, settings, None)
-    assert held.sum() == 200
-    assert held[sample.recent].sum() == 200
-    assert sample.times_ms[held].min() > sample.times_ms[~held].max()
-    growth = grow([""], sample, VocabularySettings())
-    source, learn, _ = training_part(sample, growth, settings, None)
-    assert source.times_ms.max() < sample.times_ms[held].min()
-    assert learn.sum() > 0
-    parent = published(fine_tune(None, sample, settings, seed=1), tmp_path / "registry")
-    assert unseen(sample, parent) == 0
-    assert held_out(sample, settings, parent).sum() == 0
-    older = replace(parent, lineage={"seen": sample.seen - 60})
-    assert unseen(sample, older) == 60
-    mine = held_out(sample, settings, older)
-    assert mine.sum() == 30  # half, so that there is something new to learn
-    assert np.flatnonzero(mine).tolist() == list(range(len(sample) - 30, len(sample)))
-    from_file = replace(parent, lineage={"newest_ms": int(sample.times_ms[-101])})
-    assert unseen(sample, from_file) == 100
-
-
-def test_late_events_are_held_out_by_time_not_by_arrival(tmp_path: Path) -> None:
-    rows = stream(1_000)
-    rows[400:400] = [("late", "i1", 10**9 + number) for number in range(50)]  # came early, happened last
-    with a_buffer(tmp_path, rows) as buffer:
-        sample = buffer.sample(1_050, 0, 0)
-    held = held_out(sample, replace(FINE, held_out=50 / 1_050), None)
-    assert set(np.flatnonzero(held)) == set(range(400, 450))
-
-
-def test_histories_are_by_user_and_time_ties_by_arrival(tmp_path: Path) -> None:
-    rows = [("b", "x", 5), ("a", "y", 9_000), ("b", "z", 5), ("a", "x", 1_000), ("b", "y", 3)]
-    with a_buffer(tmp_path, rows) as buffer:
-        sample = buffer.sample(5, 0, 0)
-    source, order = histories_of(sample, np.array([1, 2, 3], np.int32), np.ones(5, np.bool_))
-    assert order.tolist() == [4, 0, 2, 3, 1]
-    assert source.items.tolist() == [2, 1, 3, 1, 2]
-    assert source.starts.tolist() == [0, 3, 5]
-    assert source.gaps_seconds.tolist() == [0, 0, 0, 0, 8]
 
 
 def test_the_same_arguments_give_the_same_candidate(sample: Sample) -> None:

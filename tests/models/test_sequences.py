@@ -3,7 +3,7 @@ import polars as pl
 from hypothesis import given
 from hypothesis import strategies as st
 
-from models.sequences import Histories, batch, cut, grouped, histories, vocabulary_of
+from models.sequences import Histories, batch, cut, grouped, histories, recent_items, vocabulary_of
 from models.tables import Events
 
 ROWS = st.lists(st.tuples(st.integers(0, 4), st.integers(0, 6), st.integers(0, 2), st.integers(0, 8_000)), min_size=1)
@@ -83,3 +83,15 @@ def test_only_wanted_events_are_targets() -> None:
     wanted = np.array([True, False, True, False, False, True])
     data = batch(source, np.array([[0, 5]]), wanted)
     assert data.targets.tolist() == [[0, 3, 0, 0, 6]]
+
+
+@given(lengths=st.lists(st.integers(1, 9), min_size=1, max_size=5), number=st.integers(1, 6))
+def test_recent_items_are_those_a_loop_would_collect(lengths: list[int], number: int) -> None:
+    source = random_histories(lengths)
+    found = recent_items(source, np.arange(len(source)), number)
+    for user in range(source.users):
+        past: list[int] = []
+        for event in range(source.starts[user], source.starts[user + 1]):
+            newest_first = past[::-1][:number]
+            assert found[event].tolist() == newest_first + [0] * (number - len(newest_first))
+            past.append(int(source.items[event]))

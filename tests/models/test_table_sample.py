@@ -3,7 +3,7 @@ from dataclasses import replace
 import numpy as np
 import polars as pl
 
-from models.finetune import unseen
+from models.pass_events import unseen
 from models.table_sample import detached, sample_of
 from models.tables import Events
 from tests.models.conftest import Build

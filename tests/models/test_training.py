@@ -119,3 +119,31 @@ def test_autocast_and_compilation_learn_the_same(bfloat16: bool, compiler: str) 
     found = trained(replace(SMALL, bfloat16=bfloat16, compiler=compiler), epochs=3)[1]
     assert found == pytest.approx(plain, rel=0.02 if bfloat16 else 1e-4)
     assert found != plain
+
+
+def wandering(back: float, users: int = 60, length: int = 12, items: int = 40) -> Histories:
+    """Users walk at random and come back to one of their last three items with this probability, else never to any."""
+    rng, walks = np.random.default_rng(4), []
+    for _ in range(users):
+        fresh, walk = iter(rng.permutation(np.arange(1, items)).tolist()), []
+        for _ in range(length):
+            walk.append(walk[-rng.integers(1, 4)] if len(walk) > 2 and rng.random() < back else next(fresh))
+        walks.append(walk)
+    zeros = np.zeros(users * length, np.int64)
+    starts = np.arange(0, users * length + 1, length)
+    return Histories(
+        np.concatenate(walks).astype(np.int32), zeros.astype(np.uint8), zeros, np.arange(len(zeros)), starts
+    )
+
+
+@pytest.mark.parametrize("sampled_above", [20_000, 2], ids=["full softmax", "sampled softmax"])
+@pytest.mark.parametrize(("back", "sign"), [(0.0, -1), (0.8, 1)], ids=["nobody comes back", "most come back"])
+def test_it_learns_whether_people_come_back_to_what_they_had(back: float, sign: int, sampled_above: int) -> None:
+    source = wandering(back)
+    settings = TrainingSettings(window=10, batch_steps=60, batches=5, sampled_above=sampled_above, negatives=64)
+    network = build(40)
+    trainer = Trainer(network, source.counts(40), 12, 0, settings)
+    for _ in range(12):
+        trainer.epoch(source, lambda share, loss: False)
+    nearest = network.repeats[:3].mean()
+    assert sign * float(nearest.detach()) > 1.0

@@ -127,6 +127,14 @@ def test_weights_that_do_not_fit_are_refused(
         unpack(version_name(1, files), files)
 
 
+def test_a_version_of_a_release_that_knew_no_repeats_is_read_as_one_that_treats_them_alike() -> None:
+    files, weights = pack(build(), WORDS, METRICS, LINEAGE), dict(build().state_dict())
+    del weights["repeat_weight"]
+    files["weights.safetensors"] = safetensors.torch.save(weights)
+    version = unpack(version_name(1, files), files)
+    assert not version.network().repeats.any()
+
+
 def test_weights_that_are_not_safetensors_are_refused() -> None:
     files = pack(build(), WORDS, METRICS, LINEAGE) | {"weights.safetensors": b"\x80\x04pickle"}
     with pytest.raises(VersionRefused, match="cannot be read"):

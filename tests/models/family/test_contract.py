@@ -60,8 +60,8 @@ def test_the_state_is_bounded_and_steps_leave_it_alone(name, model_of):
 
 
 def test_events_before_the_context_do_not_matter(name, model_of):
-    model, events = model_of(name), windows(users=2, steps=30)
-    if model.context >= 30:
+    model, events = model_of(name), windows(users=2, steps=70)
+    if model.context >= 70:
         pytest.skip("a recurrent state may remember for ever")
     recent = EventBatch(*(getattr(events, part)[:, -model.context :] for part in EventBatch.__slots__))
     torch.testing.assert_close(model.sequence(events)[:, -1], model.sequence(recent)[:, -1], **CLOSE)

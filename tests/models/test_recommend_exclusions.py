@@ -1,0 +1,78 @@
+import numpy as np
+import pytest
+
+from models.fusion import Fusion
+from state.events import CLICK, VIEW
+from tests.models.recommending import T0, Stream, expected_list
+
+
+def test_auto_leaves_seen_items_out_until_one_event_in_a_hundred_repeats(gru):
+    stream = Stream(gru, exclude="auto")
+    for n in range(30):
+        shown = stream.lists(stream.send(("ann", f"i{n % 20}", VIEW, T0 + n))) if n < 20 else []
+        assert all(f"i{m}" not in items for items in shown for m in range(n + 1))
+    assert stream.recommender.exclusion.repeat_share == 0.0
+    advanced = stream.send(*[("ann", "i3", VIEW, T0 + 100 + n) for n in range(5)])
+    assert stream.recommender.exclusion.repeat_share == pytest.approx(5 / 25)
+    advanced = stream.send(("ann", "i3", VIEW, T0 + 200))
+    everything, _ = expected_list(
+        gru, stream.hidden_of("ann"), ["i3"] * 6 + [f"i{n}" for n in range(19, -1, -1)], set(), 5
+    )
+    assert stream.lists(advanced) == [everything]
+
+
+def test_auto_forgets_repeats_that_were_long_ago(gru):
+    stream = Stream(exclude="auto", latest_only=True)
+    stream.send(("ann", "x", VIEW, T0), ("ann", "x", VIEW, T0))
+    for start in range(0, 60_000, 6_000):
+        stream.send(*[(f"u{n}", "x", VIEW, T0) for n in range(start, start + 6_000)])
+    assert stream.recommender.exclusion.repeat_share < 0.01
+
+
+@pytest.mark.parametrize("with_model", [True, False])
+def test_blocked_items_are_never_shown_and_come_back_when_unblocked(gru, with_model):
+    stream = Stream(gru if with_model else None, k=4, exclude="none")
+    crowd = [(f"u{n}", f"i{m}", CLICK, T0) for m in range(8) for n in range(20 - m)]
+    stream.send(*crowd)
+    before = stream.lists(stream.send(("ann", "i20", CLICK, T0)))[0]
+    stream.recommender.block(before[0])
+    stream.recommender.block(before[2])
+    after = stream.lists(stream.send(("ann", "i20", CLICK, T0)))[0]
+    assert not {before[0], before[2]} & set(after)
+    assert len(after) == 4
+    stream.recommender.block(before[0], blocked=False)
+    assert before[2] not in stream.lists(stream.send(("ann", "i20", CLICK, T0)))[0]
+    assert not stream.recommender._blocked[stream.recommender.items.number(before[0])]
+
+
+def test_items_blocked_before_a_model_is_swapped_in_stay_blocked(gru):
+    stream = Stream(exclude="none")
+    for n in range(2_000):  # numbers beyond every array's first size
+        stream.recommender.items.number(f"other{n}")
+    for n in range(25):
+        stream.recommender.block(f"i{n}")
+    stream.recommender.swap(gru)
+    assert sorted(stream.lists(stream.send(("ann", "i1", CLICK, T0)))[0]) == [f"i{n}" for n in range(25, 30)]
+    stream.recommender.block("never seen by any model")
+    assert len(stream.lists(stream.send(("ann", "i1", CLICK, T0 + 1)))[0]) == 5
+
+
+def test_items_of_restored_histories_are_not_shown_before_something_names_them():
+    """A record holds hashes; a worker that restored it knows no ids of them, and the fused lists look at histories."""
+    before = Stream(exclude="none", fusion=Fusion())
+    before.send(*[("ann", f"i{n % 6}", VIEW, T0 + 1000 * n) for n in range(30)])
+    after = Stream(exclude="none", fusion=Fusion())
+    rows = before.arena.to_rows(before.arena.slots(["ann"]), before.recommender.items)
+    after.arena.load_rows(["ann"], rows, after.recommender.items)
+    assert after.recommender.items.ids[1] is None
+    after.next_offset = [0, 30, 0]
+    advanced = after.send(("ann", "new", VIEW, T0 + 10**6))
+    assert after.lists(advanced) == [["new"]]
+    assert advanced.scores[0, 1:].tolist() == [-np.inf] * 4
+    for named in ("i4", "i0", "i1"):  # by the catalogue; i2 and i5 stay unnamed
+        after.recommender.items.number(named)
+    advanced = after.send(("bob", "i3", VIEW, T0 + 10**6), ("ann", "new", VIEW, T0 + 2 * 10**6))
+    shown = after.lists(advanced)[1]
+    assert None not in shown
+    assert set(shown) <= {"new", "i0", "i1", "i3", "i4"}
+    assert len(shown) >= 3  # five of the seven candidates have a name
