@@ -59,7 +59,9 @@ def generalised_bce(
     power = rate * (CALIBRATION * (1 - 1 / rate) + 1 / rate)
     score = (query * vectors(targets)).sum(1) + biases(targets)
     scores = torch.addmm(biases(drawn), query, vectors(drawn).T)  # (N, M)
-    if repeats is not None:
-        score, scores = score + repeats.of(targets), repeats.added(scores, drawn)
     scores = scores.masked_fill(drawn[None, :] == targets[:, None], -torch.inf)
-    return (functional.softplus(-score) * power + functional.softplus(scores).sum(1)).mean()
+
+    def loss(score: Tensor, scores: Tensor) -> Tensor:
+        return (functional.softplus(-score) * power + functional.softplus(scores).sum(1)).mean()
+
+    return loss(score, scores) if repeats is None else repeats.beside(loss, score, scores, targets, drawn)
