@@ -45,9 +45,10 @@ dagger marks figures that this program did not measure. `seeds`: fits behind a l
 `seconds`: a fit and its ranking on one core, median over seeds; the machine is shared and some include waiting.
 `us an event`: a step and the scores of every item, batches of 256 users, one thread, the quickest seed.
 
-The ensemble remembers 500 items of a user and learns from the validation events whether people come back to them.
-Where they never do, as in both data sets, its columns are nearly alike. The others, and RecBole's models, may recommend
-in the unmasked column what the user has: like is compared with like in the masked one.
+Neural models learn how much more or less the last 50 items of a user should score, the ensemble one weight for the last
+500. Nobody comes back to an item in these data sets, so their two columns are nearly alike where histories are short.
+Models that count and RecBole's recommend in the unmasked column what the user has: like is compared with like in the
+masked one.
 """
 
 
