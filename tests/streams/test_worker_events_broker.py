@@ -131,7 +131,7 @@ def test_models_are_swapped_while_serving(cluster: Cluster, tmp_path: Path) -> N
     broken = publish_model(cluster.registry, ITEMS, seed=3)
     Registry(cluster.registry).promote(first)
     weights = cluster.registry / broken / "weights.safetensors"
-    weights.write_bytes(weights.read_bytes()[:-64] + bytes(64))
+    weights.write_bytes(weights.read_bytes()[:-64] + b"\x01" * 64)
     Registry(cluster.registry).promote(broken)
     wait_for(lambda: worker.metrics()["recstream_model_refused_total"] > 0, 20, worker.output)
     assert answers(cluster, now, "b") == {first}
