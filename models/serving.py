@@ -142,5 +142,8 @@ class ServingModel:
 @jit  # type: ignore[untyped-decorator]
 def _add_repeats(scores: NDArray[np.float32], recent: NDArray[np.int32], repeats: NDArray[np.float32]) -> None:
     for e in range(recent.shape[0]):
-        for d in range(recent.shape[1]):
+        last = recent.shape[1]
+        while last > 0 and recent[e, last - 1] == 0:  # most histories are shorter
+            last -= 1
+        for d in range(last):
             scores[e, np.uintp(recent[e, d])] += repeats[d]
