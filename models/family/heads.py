@@ -224,19 +224,6 @@ class _Rating(nn.Module):
         return rating
 
 
-@dataclass(slots=True)
-class Lecture:
-    """What a training loop needs to teach the heads of one model.
-
-    Attributes:
-        heads: The heads.
-        answers: The right answers before the events that the loop goes through.
-    """
-
-    heads: TaskHeads
-    answers: Answers
-
-
 @torch.no_grad()
 def head_scores(model: SequenceModel, name: str, queries: Tensor) -> Tensor:
     """Scores (N, V) of every item by a head that ranks items, for a model's queries (N, Q)."""
