@@ -33,6 +33,7 @@ from benchmarks.harness.processes import BenchmarkError, Measured
 from benchmarks.harness.program import OUT, Json, Out, conclude, run
 from benchmarks.harness.report import console, save, table
 from models.registry import Registry
+from models.repeats import LastItems
 from models.serving import ServingModel, gap_feature
 from models.tables import Events
 from streams.replay import produce_events
@@ -225,11 +226,9 @@ def _fits(
     state, user = np.zeros((1, model.state_size), np.float32), np.zeros(len(items), np.int32)
     kinds = np.zeros(len(items), np.uint8)
     hidden = model.steps(state, user, items.astype(np.int32), kinds, gap_feature(gaps))
-    recent = np.zeros((len(items), len(model.repeats)), np.int32)
-    for event in range(len(items)):
-        had = items[max(0, event + 1 - recent.shape[1]) : event + 1][::-1]
-        recent[event, : len(had)] = had
-    scores = model.scores(hidden, recent)  # (E, V): row i of the vocabulary is item i
+    place = np.arange(len(items))[:, None] - np.arange(len(model.repeats))  # (E, R), newest first
+    recent = np.where(place >= 0, items[np.maximum(place, 0)], 0).astype(np.int32)
+    scores = model.scores(hidden, LastItems.of_rows(recent))  # (E, V): row i of the vocabulary is item i
     scores[:, 0] = -np.inf
     fits = np.zeros(len(messages), np.bool_)
     for place, message in enumerate(messages):

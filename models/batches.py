@@ -91,10 +91,3 @@ class Batch:
     exclude: int
     fused: Fused
     done: int = 0
-
-
-def with_newest(histories: NDArray[np.int32], items: NDArray[np.int32]) -> NDArray[np.int32]:
-    """Items of histories (E, X), newest first, once one more event each (E,) has come; the oldest falls out."""
-    after = np.empty_like(histories)
-    after[:, 0], after[:, 1:] = items, histories[:, :-1]
-    return after

@@ -171,9 +171,12 @@ def _from_history(
     e: int,
     length: int,
     n: int,
-) -> int:
-    """The user's own items, and what came after the last one when it came before."""
-    last = histories[e, 0]
+) -> tuple[int, int]:
+    """The user's own items, and what came after the last one when it came before.
+
+    Returns N, and how many of the user's events were of an item that came again later.
+    """
+    last, repeats = histories[e, 0], 0
     for d in range(length):
         item = histories[e, d]
         if item == 0:
@@ -181,14 +184,15 @@ def _from_history(
         column = _column(place, items, n, item)
         n = max(n, column + 1)
         k = np.uintp(column)
-        if sums[A_AGE, k] == 0:
-            sums[A_AGE, k] = d + 1
+        again = sums[A_COUNT, k] > 0
+        repeats += int(again)
+        sums[A_AGE, k] = sums[A_AGE, k] if again else np.float32(d + 1)
         sums[A_COUNT, k] += 1
         if d > 0 and item == last and histories[e, d - 1] > 0:
             after = place[histories[e, d - 1]]
             if after >= 0:
                 sums[A_OWN_NEXT, after] += np.float32(1.0) / (1 + sums[A_OWN_NEXT, after])
-    return n
+    return n, repeats
 
 
 @jit  # type: ignore[untyped-decorator]
@@ -209,18 +213,6 @@ def _from_pair(
         n = max(n, k + 1)
         sums[A_PAIR, np.uintp(k)] = pair_counts[pair, s]
     return n
-
-
-@jit  # type: ignore[untyped-decorator]
-def _repeats(
-    place: NDArray[np.int32], sums: NDArray[np.float32], histories: NDArray[np.int32], e: int, length: int
-) -> int:
-    """How many of the user's last events were of an item that came again later."""
-    repeats = 0
-    for d in range(length):
-        item = histories[e, d]
-        repeats += int(item > 0 and sums[A_AGE, place[np.uintp(item)]] != d + 1)
-    return repeats
 
 
 @inlined  # type: ignore[untyped-decorator]
@@ -284,7 +276,7 @@ def gather(
             slots = min(HOT if d < _ROWS_WHOLE else _FEW, t.used[row])
             n = _from_row(place, items, sums, t.items, t.counts, t.totals, row, slots, d, n)
     own = min(length, _OWN_ITEMS)
-    n = _from_history(place, items, sums, histories, e, own, n)
+    n, repeats = _from_history(place, items, sums, histories, e, own, n)
     pair_total = np.float32(0.0)
     if length >= 2 and last > 0 and histories[e, 1] > 0:
         pair, tag = pair_place(t.pair_tag.shape[0], histories[e, 1], last)
@@ -302,11 +294,10 @@ def gather(
         for i in range(p.top.shape[1]):
             if p.top[life, i] > 0:
                 n = max(n, _column(place, items, n, p.top[life, i]) + 1)
-    repeats = _repeats(place, sums, histories, e, own)
     _choose(w.chosen, length, gap_seconds, t.totals[last, ALL_NEXT], pair_total, kind, repeats)
     popularity_features(w.features, w.scores, items, p.rows, p.scale, p.mass, n)
     memory_features(w.features, sums, w.scores, t.totals, last, n, length, rows, pair_total)
-    own_features(w.features, sums, place, histories, e, own, n)
+    own_features(w.features, sums, n)
     neural_features(w.features, items, n, neural, s, row_of)
     return n
 

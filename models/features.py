@@ -11,7 +11,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from models.kernels import fast_log, inlined, jit, padded
+from models.kernels import inlined, jit, padded
 from models.lanes import (
     LANES,
     columns_of,
@@ -19,11 +19,14 @@ from models.lanes import (
     lanes_of,
     larger,
     log_lanes,
+    picked,
     positive,
     put,
     put_in,
+    reciprocal,
     smaller,
     spread,
+    sum_of,
 )
 from models.popularity import HALF_LIVES, LIVES
 from models.transition_rows import ALL_NEXT
@@ -124,32 +127,17 @@ def memory_features(
 
 
 @jit  # type: ignore[untyped-decorator]
-def own_features(
-    f: NDArray[np.float32],
-    sums: NDArray[np.float32],
-    place: NDArray[np.int32],  # (C,) an item's column
-    histories: NDArray[np.int32],  # (E, X)
-    e: int,
-    length: int,
-    n: int,
-) -> None:
-    """How the user met a candidate before. Most they have not: only the columns of their own items are computed."""
-    m = padded(n)
-    for row in (F_OWN, F_NEAR, F_COUNT, F_OWN_NEXT, F_LAST):
-        for k in range(m):
-            f[row, k] = 0
-    for d in range(length):
-        item = histories[e, d]
-        if item == 0:
-            continue
-        column = np.uintp(place[np.uintp(item)])
-        age = sums[A_AGE, column]
-        if age == d + 1:  # its latest event
-            f[F_OWN, column] = 1
-            f[F_NEAR, column] = np.float32(1.0) / age
-            f[F_COUNT, column] = fast_log(sums[A_COUNT, column])
-            f[F_OWN_NEXT, column] = fast_log(np.float32(1.0) + sums[A_OWN_NEXT, column])
-            f[F_LAST, column] = np.float32(age == 1)
+def own_features(f: NDArray[np.float32], sums: NDArray[np.float32], n: int) -> None:
+    """How the user met a candidate before: all 0 where they have not."""
+    one = spread(1.0)
+    for k in range(0, padded(n), LANES):
+        age = lanes(sums, A_AGE, k)
+        own, nearness = positive(age), reciprocal(larger(age, one))
+        put(f, F_OWN, k, own)
+        put(f, F_NEAR, k, own * nearness)
+        put(f, F_COUNT, k, own * log_lanes(larger(lanes(sums, A_COUNT, k), one)))
+        put(f, F_OWN_NEXT, k, own * log_lanes(one + lanes(sums, A_OWN_NEXT, k)))
+        put(f, F_LAST, k, own * positive(nearness - np.float32(0.75)))  # 1 for the last item, at most 1/2 for others
 
 
 @jit  # type: ignore[untyped-decorator]
@@ -168,17 +156,19 @@ def neural_features(
             f[F_NEURAL, k] = 0
             f[F_NO_ROW, k] = 0
         return
-    total, known = np.float32(0.0), np.float32(0.0)
-    for k in range(n):
-        row = row_of[np.uintp(items[k])]
-        there = np.float32(row > 0)
-        f[F_NEURAL, k] = scores[e, np.uintp(row)] if row > 0 else np.float32(0.0)
-        f[F_NO_ROW, k] = np.float32(1.0) - there
-        total += f[F_NEURAL, k]
-        known += there
-    mean = total / max(known, np.float32(1.0))
-    for k in range(n):
-        f[F_NEURAL, k] -= mean * (np.float32(1.0) - f[F_NO_ROW, k])
-    for k in range(n, m):
+    total, known = spread(0.0), spread(0.0)
+    for k in range(0, m, LANES):
+        found, there = picked(scores, e, row_of, items, k)
+        put(f, F_NEURAL, k, found)
+        put(f, F_NO_ROW, k, there)
+    for k in range(n, m):  # what is left of earlier candidates
         f[F_NEURAL, k] = 0
         f[F_NO_ROW, k] = 0
+    for k in range(0, m, LANES):
+        total += lanes(f, F_NEURAL, k)
+        known += lanes(f, F_NO_ROW, k)
+    mean = sum_of(total) / max(sum_of(known), np.float32(1.0))
+    for k in range(0, m, LANES):
+        there = lanes(f, F_NO_ROW, k)
+        put(f, F_NEURAL, k, lanes(f, F_NEURAL, k) - mean * there)
+        put(f, F_NO_ROW, k, np.float32(1.0) - there)

@@ -11,9 +11,10 @@ from typing import Final, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from models.batches import Fused, Histories, NeuralScores, with_newest
+from models.batches import Fused, Histories, NeuralScores
 from models.fusion import Fusion
 from models.history import EXCLUDE_NONE, EXCLUDE_PURCHASED, EXCLUDE_SEEN
+from models.repeats import LastItems
 from models.serving import ServingModel
 from models.staging import ItemRows
 from models.topk import top_k
@@ -68,14 +69,16 @@ def rank_fused(
         return batch.fused
     tested = np.flatnonzero(batch.tested)
     before_tested = before[tested]
-    had_before, had_after = known.rows(histories.items[tested]), known.rows(with_newest(histories.items, items))
+    events, no_event, row_of = np.arange(len(items)), np.full(len(tested), -1, np.int32), known.row_of
     rows = max(2, _BLOCK_SCORES // len(model.vocabulary))
     for start in range(0, len(items), rows):
         stop = min(start + rows, len(items))
         tests = slice(*np.searchsorted(tested, (start, stop)))
         # One product and one pass for both: small batches pay for calls, not for arithmetic.
         hidden = np.concatenate([after[start:stop], before_tested[tests]])
-        scores = model.scores(hidden, np.concatenate([had_after[start:stop], had_before[tests]]))
+        at = np.concatenate([events[start:stop], tested[tests]])
+        newest = np.concatenate([items[start:stop], no_event[tests]])
+        scores = model.scores(hidden, LastItems(histories.items, histories.lengths, at, newest, row_of))
         best, _ = top_k(scores, _NOTHING_EXCLUDED[: len(scores)], NEURAL_CANDIDATES)
         count = stop - start
         fusion.advance(batch, stop, NeuralScores(scores[:count], best[:count], scores[count:], best[count:]))

@@ -198,6 +198,33 @@ def columns_of(_typing: Any, array: Any, rows: Any, at: Any) -> Any:
     return types.containers.UniTuple(_LANES, 8)(array, rows, types.intp), emit
 
 
+@intrinsic  # type: ignore[untyped-decorator]
+def picked(_typing: Any, array: Any, row: Any, place_of: Any, items: Any, at: Any) -> Any:
+    """Elements ``place_of[items[at]]`` to ``place_of[items[at + 15]]`` of a row of (R, C), and which are there.
+
+    A place of 0 stands for none: such lanes are 0 in both.
+    """
+
+    def emit(context: Any, builder: Any, sig: Any, arguments: Any) -> Any:
+        def pointer(array: int, places: list[Any], kind: Any) -> Any:
+            return _pointer(context, builder, sig.args[array], arguments[array], places, kind)
+
+        index = arguments[4].type
+        numbers = pointer(3, [arguments[4]], _WORD)
+        values, places = ir.Constant(_VECTOR, ir.Undefined), ir.Constant(_WORDS, ir.Undefined)
+        for lane in range(LANES):
+            item = builder.zext(builder.load(builder.gep(numbers, [_WORD(lane)])), index)
+            place = builder.load(pointer(2, [item], _WORD))
+            value = builder.load(pointer(0, [arguments[1], builder.zext(place, index)], _FLOAT))
+            places = builder.insert_element(places, place, _WORD(lane))
+            values = builder.insert_element(values, value, _WORD(lane))
+        there = builder.icmp_signed(">", places, _every(0))
+        found = builder.select(there, values, _of(0.0))
+        return context.make_tuple(builder, sig.return_type, (found, builder.uitofp(there, _VECTOR)))
+
+    return types.containers.UniTuple(_LANES, 2)(array, types.intp, place_of, items, types.intp), emit
+
+
 def _chosen(comparison: str) -> Any:
     def typed(_typing: Any, left: Any, right: Any) -> Any:
         def emit(_context: Any, builder: Any, _sig: Any, arguments: Any) -> Any:
@@ -229,6 +256,16 @@ def positive(_typing: Any, values: Any) -> Any:
 
     def emit(_context: Any, builder: Any, _sig: Any, arguments: Any) -> Any:
         return builder.uitofp(builder.fcmp_ordered(">", arguments[0], _of(0.0)), _VECTOR)
+
+    return _LANES(values), emit
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def reciprocal(_typing: Any, values: Any) -> Any:
+    """1 over every lane."""
+
+    def emit(_context: Any, builder: Any, _sig: Any, arguments: Any) -> Any:
+        return builder.fdiv(_of(1.0), arguments[0])
 
     return _LANES(values), emit
 
@@ -272,6 +309,16 @@ def sum_of(_typing: Any, values: Any) -> Any:
         return builder.call(add, [_FLOAT(0.0), arguments[0]], fastmath=_FAST)
 
     return types.float32(values), emit
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def no_less(_typing: Any, values: Any, value: Any) -> Any:
+    """Bit i is set where lane i is ``value`` or more."""
+
+    def emit(_context: Any, builder: Any, _sig: Any, arguments: Any) -> Any:
+        return _bits(builder, builder.fcmp_ordered(">=", arguments[0], _splat(builder, arguments[1])))
+
+    return types.int32(values, types.float32), emit
 
 
 @intrinsic  # type: ignore[untyped-decorator]

@@ -19,7 +19,6 @@ from typing import Final, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from models.batches import with_newest
 from models.context import histories_before
 from models.decayed_popularity import DecayedPopularity
 from models.exclusion import Exclude, Exclusion, NamedItems
@@ -27,6 +26,7 @@ from models.fused_rank import rank_fused
 from models.fusion import Fusion
 from models.history import Part, PopularList, append_events, distinct, rank_in_last
 from models.parts import fresh_parts
+from models.repeats import LastItems
 from models.serving import ServingModel, gap_feature
 from models.staging import ItemRows, Staged, rebuilt
 from models.topk import top_k
@@ -186,8 +186,8 @@ class Recommender:
             items, scores = self._named.only(_take(fused.items, listed), _take(fused.scores, listed))
             tested = fused.ranks
         elif model:
-            had = with_newest(histories.items, numbers)
-            items, scores = self._rank(model, _take(hidden, listed), _take(had, listed), excluded)
+            last = LastItems(histories.items, histories.lengths, listed, _take(numbers, listed), self._known.row_of)
+            items, scores = self._rank(model, _take(hidden, listed), last, excluded)
         else:
             items, scores = self._rank_popular(popular, shares, excluded)
 
@@ -258,14 +258,14 @@ class Recommender:
         return first, after, user
 
     def _rank(
-        self, model: ServingModel, hidden: NDArray[np.float32], had: NDArray[np.int32], excluded: NDArray[np.int32]
+        self, model: ServingModel, hidden: NDArray[np.float32], last: LastItems, excluded: NDArray[np.int32]
     ) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
         n, rows_per_block = len(hidden), max(2, _BLOCK_SCORES // len(model.vocabulary))
-        recent, excluded_rows = self._rows(had), self._rows(excluded)
+        excluded_rows = self._rows(excluded)
         rows, values = np.zeros((n, self.k), np.int32), np.zeros((n, self.k), np.float32)
         for start in range(0, n, rows_per_block):
             block = slice(start, start + rows_per_block)
-            scores = model.scores(hidden[block], recent[block])
+            scores = model.scores(hidden[block], last.of(block))
             if len(self._blocked_rows):
                 scores[:, self._blocked_rows] = -np.inf
             rows[block], values[block] = top_k(scores, excluded_rows[block], self.k)

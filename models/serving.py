@@ -13,9 +13,9 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from models.kernels import jit
 from models.network import GAP_SCALE, REPEAT_SCALE
 from models.registry import Version
+from models.repeats import LastItems, add_repeats
 from models.step import gru_steps, lstm_steps
 
 _MIN_ROWS: Final = 2  # a one-row product takes another BLAS path whose last bits differ
@@ -121,12 +121,12 @@ class ServingModel:
             lstm_steps(*shared, after)
         return after
 
-    def scores(self, hidden: NDArray[np.float32], recent: NDArray[np.int32]) -> NDArray[np.float32]:
+    def scores(self, hidden: NDArray[np.float32], last: LastItems) -> NDArray[np.float32]:
         """Scores of every item, a fresh array.
 
         Args:
             hidden: (E, H).
-            recent: (E, R) item rows of the users' latest events, newest first, 0 for none.
+            last: what the users had last.
 
         Returns:
             (E, V); entry 0 of a row is of no use.
@@ -135,15 +135,5 @@ class ServingModel:
         query += self.projection_bias
         padded = np.repeat(query, _MIN_ROWS, axis=0) if len(query) < _MIN_ROWS else query
         scores: NDArray[np.float32] = np.matmul(padded, self.item_scores)
-        _add_repeats(scores, recent, self.repeats)
+        add_repeats(scores, self.repeats, last)
         return scores[: len(query)]
-
-
-@jit  # type: ignore[untyped-decorator]
-def _add_repeats(scores: NDArray[np.float32], recent: NDArray[np.int32], repeats: NDArray[np.float32]) -> None:
-    for e in range(recent.shape[0]):
-        last = recent.shape[1]
-        while last > 0 and recent[e, last - 1] == 0:  # most histories are shorter
-            last -= 1
-        for d in range(last):
-            scores[e, np.uintp(recent[e, d])] += repeats[d]

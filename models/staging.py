@@ -52,10 +52,15 @@ class ItemRows:
 
     def rows(self, numbers: NDArray[np.int32]) -> NDArray[np.int32]:
         """Rows of item numbers, of any shape; 0 for items outside the vocabulary."""
+        found: NDArray[np.int32] = self.row_of[numbers]
+        return found
+
+    @property
+    def row_of(self) -> NDArray[np.int32]:
+        """(C,) row of each item number given so far, 0 for items outside the vocabulary."""
         if len(self._items) >= len(self._row_of):  # numbers given later are not in the vocabulary
             self._make_room()
-        found: NDArray[np.int32] = self._row_of[numbers]
-        return found
+        return self._row_of
 
     def _make_room(self) -> None:
         missing = len(self._items) + 1 - len(self._row_of)

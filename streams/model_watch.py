@@ -13,6 +13,7 @@ import numpy as np
 from mode import Service
 
 from models.registry import Registry, VersionRefused
+from models.repeats import LastItems
 from models.serving import ServingModel
 from models.topk import top_k
 from models.version import parse_name
@@ -37,7 +38,7 @@ def load_serving(registry: Registry, name: str) -> ServingModel:
     state = np.zeros((1, model.state_size), np.float32)
     one = np.zeros(1, np.int32)
     hidden = model.steps(state, one, one, np.zeros(1, np.uint8), np.zeros(1, np.float32))
-    scores = model.scores(hidden, np.zeros((1, len(model.repeats)), np.int32))
+    scores = model.scores(hidden, LastItems.of_rows(one[:, None]))
     top_k(scores, np.zeros((1, 0), np.int32), 1)
     return model
 

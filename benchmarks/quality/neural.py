@@ -6,9 +6,11 @@ Letters: E events, U users, H hidden width, V rows of the model.
 import numpy as np
 from numpy.typing import NDArray
 
+from models.batches import Histories
 from models.context import histories_before
 from models.history import Part, distinct
 from models.recommend import Recommender
+from models.repeats import LastItems
 from models.serving import ServingModel, gap_feature
 from state.arena import Arena
 from state.events import EventBatch
@@ -46,13 +48,14 @@ class NeuralTest:
             return np.where(first, np.inf, 0.5 * (seen + 1))
         numbers = self._recommender.items.numbers(batch.items)
         rows = self._rows(model, numbers)
-        before, recent = self._states(model, batch, numbers, rows)
+        before, past = self._states(model, batch, numbers, rows)
         known = len(model.vocabulary) - 1
+        last = LastItems.before(past.items, past.lengths, self._row_of)
         ranks = 0.5 * (1 + known + seen)  # of an item without a row: behind the known ones, tied with the others
         block = max(1, _BLOCK_SCORES // (known + 1))
         for start in range(0, len(rows), block):
             at = np.flatnonzero(rows[start : start + block]) + start
-            scores = model.scores(before[at], recent[at])[:, 1:]
+            scores = model.scores(before[at], last.of(at))[:, 1:]
             wanted = scores[np.arange(len(at)), rows[at] - 1][:, None]
             better, ties = (scores > wanted).sum(1), (scores == wanted).sum(1) - 1
             ranks[at] = 1 + better + 0.5 * ties
@@ -68,8 +71,8 @@ class NeuralTest:
 
     def _states(
         self, model: ServingModel, batch: EventBatch, numbers: NDArray[np.int32], rows: NDArray[np.int32]
-    ) -> tuple[NDArray[np.float32], NDArray[np.int32]]:
-        """Hidden vectors before each event (E, H) and rows of the latest items (E, R), as `advance` will have them."""
+    ) -> tuple[NDArray[np.float32], Histories]:
+        """Hidden vectors before each event (E, H) and what users did until then, as `advance` will have them."""
         slots, arena = self._store.slots(batch.users), self._store.arena
         self._bring_up_to_date(model, arena, slots)
         if len(self._scratch) < arena.capacity:
@@ -83,7 +86,7 @@ class NeuralTest:
         state = arena.hidden[users].astype(np.float32)  # (U, S), a copy
         start = state[:, : model.hidden].copy()
         after = model.steps(state, user, rows, batch.kinds, gap_feature(gaps))
-        return np.where(previous[:, None] >= 0, after[previous], start[user]), self._rows(model, past.items)
+        return np.where(previous[:, None] >= 0, after[previous], start[user]), past
 
     def _bring_up_to_date(self, model: ServingModel, arena: Arena, slots: NDArray[np.int32]) -> None:
         """Rebuild vectors another version made, as the recommender would do a moment later."""

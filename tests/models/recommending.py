@@ -3,6 +3,7 @@
 import numpy as np
 
 from models.recommend import Recommender
+from models.repeats import LastItems
 from models.serving import gap_feature
 from state.arena import Arena
 from state.events import EventBatch
@@ -63,7 +64,9 @@ def expected_list(model, hidden, history, left_out, k):
     output = hidden[None, : len(model.projection)].astype(np.float32)  # an LSTM's state is h, then c
     recent = np.zeros((1, len(model.repeats)), np.int32)
     recent[0, : len(history)] = [model.vocabulary.index(item) if item in model.vocabulary else 0 for item in history]
-    scores = dict(zip(model.vocabulary[1:], model.scores(output, recent)[0, 1:].tolist(), strict=True))
+    scores = dict(
+        zip(model.vocabulary[1:], model.scores(output, LastItems.of_rows(recent))[0, 1:].tolist(), strict=True)
+    )
     kept = sorted((item for item in scores if item not in left_out), key=lambda item: -scores[item])[:k]
     return kept, [scores[item] for item in kept]
 

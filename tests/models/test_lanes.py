@@ -19,9 +19,12 @@ from models.lanes import (
     larger,
     log_lanes,
     lowest_bit,
+    no_less,
+    picked,
     positive,
     put,
     put_in,
+    reciprocal,
     smaller,
     spread,
     sum_of,
@@ -42,22 +45,24 @@ def arithmetic(table: Any, line: Any, out: Any) -> None:
     put(out, 6, 0, smaller(x, y))
     put(out, 7, 0, positive(x))
     put(out, 8, 0, below(x, np.float32(0.25), 0.0))
-    put_in(out[9], 0, log_lanes(y))
+    put(out, 9, 0, reciprocal(y))
+    put_in(out[10], 0, log_lanes(y))
 
 
 def test_arithmetic_is_numpys():
     rng = np.random.default_rng(0)
     table = rng.normal(size=(3, 40)).astype(np.float32)
     line = rng.uniform(1e-6, 50, 40).astype(np.float32)
-    out = np.zeros((10, LANES), np.float32)
+    out = np.zeros((11, LANES), np.float32)
     arithmetic(table, line, out)
     x, y = table[1, 3:19], line[2:18]
     expected = [
         x + y, x - y, x * y, 2 * x - 1, 0.5 + x, np.maximum(x, y), np.minimum(x, y), x > 0, np.where(x < 0.25, x, 0),
+        1 / y,
     ]  # fmt: skip
-    np.testing.assert_allclose(out[:9], expected, rtol=1e-6, atol=1e-6)
-    np.testing.assert_allclose(out[9], [fast_log(v) for v in y], rtol=1e-6, atol=1e-6)
-    np.testing.assert_allclose(out[9], np.log(y), atol=1e-4)
+    np.testing.assert_allclose(out[:10], expected, rtol=1e-6, atol=1e-6)
+    np.testing.assert_allclose(out[10], [fast_log(v) for v in y], rtol=1e-6, atol=1e-6)
+    np.testing.assert_allclose(out[10], np.log(y), atol=1e-4)
 
 
 @jit
@@ -85,15 +90,20 @@ def places(line: Any, value: Any, table: Any, number: Any, out: Any) -> None:
     out[0] = equal_to(lanes_of(line, 0), value)
     out[1] = equal_in(table, 1, 2, number)
     out[2] = lowest_bit(out[0])
+    out[3] = no_less(lanes_of(line, 0), value)
 
 
-@pytest.mark.parametrize("place", range(LANES))
+@pytest.mark.parametrize("place", range(LANES - 1))
 def test_where_a_number_stands(place):
-    line, table, out = np.zeros(LANES, np.float32), np.zeros((2, 40), np.int32), np.zeros(3, np.int32)
+    line, table, out = np.zeros(LANES, np.float32), np.zeros((2, 40), np.int32), np.zeros(4, np.int32)
     line[place:] = 3
+    line[place // 2] = 4
     table[1, 2 + place] = table[0, 5] = table[1, 30] = 7
     places(line, np.float32(3), table, np.int32(7), out)
-    assert out.tolist() == [(1 << LANES) - (1 << place), 1 << place, place]
+    at_least = sum(1 << lane for lane in range(LANES) if line[lane] >= 3)
+    equal = sum(1 << lane for lane in range(LANES) if line[lane] == 3)
+    first = (equal & -equal).bit_length() - 1
+    assert out.tolist() == [equal, 1 << place, first, at_least]
 
 
 @jit
@@ -115,3 +125,21 @@ def test_rows_are_read_as_columns():
     out = np.zeros((8, LANES), np.float32)
     transposed(table, rows, 5, out)
     np.testing.assert_array_equal(out, table[rows[5:21]].T)
+
+
+@jit
+def found(scores: Any, place_of: Any, items: Any, at: Any, out: Any) -> None:
+    values, there = picked(scores, 1, place_of, items, at)
+    put(out, 0, 0, values)
+    put(out, 1, 0, there)
+
+
+def test_elements_are_picked_by_the_place_of_items_and_place_0_is_none():
+    rng = np.random.default_rng(0)
+    scores, items = rng.normal(size=(2, 30)).astype(np.float32), rng.integers(0, 60, 40).astype(np.int32)
+    scores[:, 0] = -np.inf
+    place_of, out = rng.integers(0, 30, 60).astype(np.int32) * (rng.random(60) < 0.7), np.zeros((2, LANES), np.float32)
+    found(scores, place_of.astype(np.int32), items, 7, out)
+    places = place_of[items[7:23]]
+    assert 0 in places
+    np.testing.assert_array_equal(out, [np.where(places > 0, scores[1, places], 0), places > 0])

@@ -3,6 +3,7 @@ import pytest
 import torch
 
 from models.network import GAP_SCALE, RECENT
+from models.repeats import LastItems
 from models.serving import ServingModel, gap_feature
 
 SHAPES = [("gru", 8, 5), ("gru", 7, 3), ("gru", 31, 16), ("lstm", 8, 5), ("lstm", 9, 4)]
@@ -52,7 +53,7 @@ def test_steps_and_scores_are_the_networks_over_whole_sequences(build_version, c
     got[order] = after
     assert np.abs(got.reshape(users, steps, hidden) - outputs.numpy()).max() < 2e-3
     assert np.abs(state - end.numpy()).max() < 2e-3 * max(1.0, np.abs(end.numpy()).max())
-    scores = model.scores(got, recent.reshape(-1, RECENT)).reshape(expected_scores.shape)
+    scores = model.scores(got, LastItems.of_rows(recent.reshape(-1, RECENT))).reshape(expected_scores.shape)
     assert np.allclose(scores[..., 1:], expected_scores[..., 1:], atol=5e-3 * np.abs(expected_scores[..., 1:]).max())
 
 
@@ -65,7 +66,9 @@ def test_scores_of_a_given_hidden_vector_are_the_networks(build_version, cell, h
     with torch.no_grad():
         expected = network.scores(torch.from_numpy(vectors), torch.from_numpy(recent).long()).numpy()[:, 1:]
     for n in (0, 1, 2, 9):
-        assert np.allclose(model.scores(vectors[:n], recent[:n])[:, 1:], expected[:n], rtol=1e-5, atol=1e-4)
+        assert np.allclose(
+            model.scores(vectors[:n], LastItems.of_rows(recent[:n]))[:, 1:], expected[:n], rtol=1e-5, atol=1e-4
+        )
 
 
 def test_one_vector_scores_the_same_alone_as_among_others(build_version):
@@ -73,8 +76,8 @@ def test_one_vector_scores_the_same_alone_as_among_others(build_version):
     model = ServingModel.from_version(version)
     vectors = np.random.default_rng(7).uniform(-1, 1, (33, 16)).astype(np.float32)
     recent = np.random.default_rng(8).integers(0, 401, (33, RECENT)).astype(np.int32)
-    together = model.scores(vectors, recent)
-    alone = np.concatenate([model.scores(vectors[i : i + 1], recent[i : i + 1]) for i in range(33)])
+    together = model.scores(vectors, LastItems.of_rows(recent))
+    alone = np.concatenate([model.scores(vectors[i : i + 1], LastItems.of_rows(recent[i : i + 1])) for i in range(33)])
     assert np.allclose(together[:, 1:], alone[:, 1:], rtol=0, atol=1e-4)
 
 
