@@ -11,15 +11,13 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from models.gathers import columns_of, picked
 from models.kernels import inlined, jit, padded
 from models.lanes import (
-    LANES,
-    columns_of,
     lanes,
     lanes_of,
     larger,
     log_lanes,
-    picked,
     positive,
     put,
     put_in,
@@ -30,6 +28,7 @@ from models.lanes import (
 )
 from models.popularity import HALF_LIVES, LIVES
 from models.transition_rows import ALL_NEXT
+from models.vectors import LANES
 
 FEATURES: Final = (
     "mixture", "next", "skip_5", "skip_10", "pair", "popular_100", "popular_1k", "popular_10k", "popular_100k",

@@ -20,7 +20,6 @@ from numpy.typing import NDArray
 from models.features import FEATURES, MIXTURE
 from models.kernels import inlined, jit, padded
 from models.lanes import (
-    LANES,
     below,
     equal_to,
     exp_lanes,
@@ -35,6 +34,7 @@ from models.lanes import (
     spread,
     sum_of,
 )
+from models.vectors import LANES
 
 SELECTORS: Final = 6  # weights are the sum of six vectors, each chosen by a trait of the situation
 SELECTOR_SIZES: Final = (1, 7, 11, 12, 8, 12)

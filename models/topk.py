@@ -12,7 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models.kernels import inlined, jit
-from models.lanes import LANES, below, highest, lanes, lanes_of, larger, lowest_bit, no_less, put_in, spread
+from models.lanes import below, highest, lanes, lanes_of, larger, lowest_bit, no_less, put_in, spread
+from models.vectors import LANES
 
 _MIN_LANES: Final = 128
 _NEG_INF: Final = np.float32(-np.inf)

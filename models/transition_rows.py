@@ -15,7 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models.kernels import LINE, inlined, jit, prefetch
-from models.lanes import LANES, equal_in, lowest_bit
+from models.lanes import equal_in, lowest_bit
+from models.vectors import LANES
 
 HOT: Final = 32  # slots read per row when recommending: 64 or 128 gained under 0.002 hit rate at twice the time
 REACH: Final = 6  # distances learnt forwards: 10 ranked no better on any data set tried

@@ -14,6 +14,7 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 from streams.broker import EmbeddedBroker, answers
@@ -21,6 +22,10 @@ from streams.broker import EmbeddedBroker, answers
 with warnings.catch_warnings():  # kafka-python 3.0.12 reads its schemas with importlib.resources.read_text
     warnings.simplefilter("ignore", DeprecationWarning)
     from kafka.admin import KafkaAdminClient
+
+# A kernel compiles in its first example, and a busy machine takes its time: no property is about that.
+hypothesis.settings.register_profile("untimed", deadline=None)
+hypothesis.settings.load_profile("untimed")
 
 _KAFKA_SETTINGS = """\
 process.roles=broker,controller
