@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from typing import Any
+from typing import Any, Final
 
 from aiokafka.errors import ConsumerStoppedError, KafkaError
 from faust.transport.drivers import aiokafka as driver
@@ -10,11 +10,18 @@ from faust.types import TP
 
 from streams.fetch import RecordBatch, fetch_batches
 
+# A fetch costs about as much for one event as for fifty: without a rest, rounds of three events keep a core busy at 1,000
+# events/s. With one it is 51% instead of 92% busy there and 72% instead of 96% at 5,000 events/s, and the median
+# latency is 10.6 instead of 7.6 ms and 10.9 instead of 10.2 ms. Shorter rests save little (2 ms: 68%, 1 ms: nothing).
+_REST_SECONDS: Final = 0.003
+_FEW_EVENTS: Final = 256  # a fetch of more is followed by the next at once
+
 
 class BatchConsumerThread(driver.AIOKafkaConsumerThread):  # type: ignore[misc]
     """Fetches column batches for a `streams.consumer.BatchConsumer`, and notes when the group last knew it."""
 
     accepted_at = float("-inf")  # when the last heartbeat that the group accepted was sent
+    _rest_until = 0.0  # no fetch before, on the monotonic clock
 
     def _create_worker_consumer(self, transport: Any) -> Any:
         consumer = super()._create_worker_consumer(transport)
@@ -65,6 +72,7 @@ class BatchConsumerThread(driver.AIOKafkaConsumerThread):  # type: ignore[misc]
         fetcher = consumer._fetcher
         if consumer._closed or fetcher._closed:
             raise ConsumerStoppedError
+        await asyncio.sleep(max(0.0, min(self._rest_until - time.monotonic(), timeout or 0.0)))
         with fetcher._subscriptions.fetch_context():
             records = await fetch_batches(
                 fetcher,
@@ -74,6 +82,8 @@ class BatchConsumerThread(driver.AIOKafkaConsumerThread):  # type: ignore[misc]
                 timeout_seconds=timeout or 0.0,
                 max_events=self.transport.max_batch_events,
             )
+        few = sum(len(batch) for found in records.values() for batch in found) <= _FEW_EVENTS
+        self._rest_until = time.monotonic() + _REST_SECONDS if few else 0.0
         return _together(records, self.transport.batch_topics, self.transport.lone_topics)
 
 
