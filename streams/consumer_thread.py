@@ -10,9 +10,9 @@ from faust.types import TP
 
 from streams.fetch import RecordBatch, fetch_batches
 
-# A fetch costs about as much for one event as for fifty: without a rest, rounds of three events keep a core busy at 1,000
-# events/s. With one it is 51% instead of 92% busy there and 72% instead of 96% at 5,000 events/s, and the median
-# latency is 10.6 instead of 7.6 ms and 10.9 instead of 10.2 ms. Shorter rests save little (2 ms: 68%, 1 ms: nothing).
+# A fetch costs about as much for one event as for fifty: without a rest, rounds of three events keep a core busy at
+# 1,000 events/s. With one it is 51% instead of 92% busy there, 72% instead of 96% at 5,000 events/s; the median latency
+# is 10.6 instead of 7.6 ms and 10.9 instead of 10.2 ms. Shorter rests save little (2 ms: 68%, 1 ms: nothing).
 _REST_SECONDS: Final = 0.003
 _FEW_EVENTS: Final = 256  # a fetch of more is followed by the next at once
 
