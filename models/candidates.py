@@ -36,6 +36,7 @@ from models.features import (
 from models.kernels import fast_log, inlined, jit, padded, prefetch
 from models.mixing import SELECTOR_SIZES, SELECTORS, UNITS
 from models.popularity import PopularityArrays
+from models.transition_log import pair_place
 from models.transition_rows import (
     ALL_BACK,
     ALL_NEXT,
@@ -46,7 +47,6 @@ from models.transition_rows import (
     PAIR_WIDTH,
     SKIP,
     TransitionArrays,
-    pair_place,
 )
 
 MAX_CANDIDATES: Final = 1024  # never reached: 40 popular, 144 next, 100 in two hops, 50 own, 8 of a pair, T neural

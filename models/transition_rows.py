@@ -16,11 +16,11 @@ from numpy.typing import NDArray
 
 from models.kernels import LINE, inlined, jit, prefetch
 from models.lanes import equal_in, lowest_bit
+from models.transition_log import REACH_BACK, note_transition, one_in, pair_place
 from models.vectors import LANES
 
 HOT: Final = 32  # slots read per row when recommending: 64 or 128 gained under 0.002 hit rate at twice the time
 REACH: Final = 6  # distances learnt forwards: 10 ranked no better on any data set tried
-REACH_BACK: Final = 5
 PAIR_WIDTH: Final = 8
 _HAND: Final = 8  # cold slots compared when one must go
 _RICH: Final = np.float32(300.0)  # total from which far distances are sampled: 100 lost 1.5% of the hits, 300 none
@@ -47,7 +47,7 @@ class TransitionArrays(NamedTuple):
     pair_counts: NDArray[np.float32]  # (P, 8)
     pair_total: NDArray[np.float32]  # (P,)
     draws: NDArray[np.uint32]  # (1,) how often it was drawn whether to learn a far distance
-    log: NDArray[np.int32]  # (L, 3) from, to, distance: what was learnt since the last export
+    log: NDArray[np.int32]  # (L, 3) from, to, distance (negative: counts as 1): what was learnt since the last export
     logged: NDArray[np.int64]  # (2,) entries in the log, entries dropped because it was full
 
 
@@ -162,17 +162,6 @@ def backwards(t: TransitionArrays, row: int, item: np.int32, weight: np.float32)
         _halve(strength, counts, totals, row, t.used[row])
 
 
-@inlined  # type: ignore[untyped-decorator]
-def pair_place(places: int, before: np.int32, last: np.int32) -> tuple[np.int64, np.uint32]:
-    """Where the pair (before, last) is counted, and the tag that says the place is its own (splitmix64's mixer)."""
-    h = (np.uint64(before) << np.uint64(32)) | np.uint64(last)
-    h = (h ^ (h >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    h = (h ^ (h >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    h ^= h >> np.uint64(31)
-    place = np.int64(h & np.uint64(places - 1))
-    return place, np.uint32(h >> np.uint64(32)) | np.uint32(1)
-
-
 @jit  # type: ignore[untyped-decorator]
 def learn_pair(t: TransitionArrays, before: np.int32, last: np.int32, item: np.int32) -> None:
     """The pair (before, last) was followed by ``item``. A place in use is worn down by other pairs, then taken."""
@@ -253,14 +242,10 @@ def learn_event(t: TransitionArrays, histories: NDArray[np.int32], e: int, lengt
 
 @inlined  # type: ignore[untyped-decorator]
 def _weight(t: TransitionArrays, total: np.float32, distance: int) -> np.float32:
-    """1 / distance; in a rich row 1 for one event in ``distance`` instead: the same on average, for less work.
-
-    The draws are a Weyl sequence, more even than random ones.
-    """
+    """1 / distance; in a rich row 1 for one event in ``distance`` instead: the same on average, for less work."""
     if distance == 1 or total < _RICH:
         return np.float32(1.0) / np.float32(distance)
-    t.draws[0] += np.uint32(0x9E3779B1)
-    return np.float32(np.uint64(t.draws[0]) * np.uint64(distance) < np.uint64(1 << 32))
+    return np.float32(one_in(t.draws, distance))
 
 
 @inlined  # type: ignore[untyped-decorator]
@@ -272,14 +257,7 @@ def _learn_one(t: TransitionArrays, before: np.int32, item: np.int32, distance: 
         weight = _weight(t, t.totals[item, ALL_BACK], distance)
         if weight > 0:
             backwards(t, item, before, weight)
-    if t.log.shape[0] == 0:
-        return
-    if t.logged[0] < t.log.shape[0]:
-        place = t.logged[0]
-        t.log[place, 0], t.log[place, 1], t.log[place, 2] = before, item, distance
-        t.logged[0] += 1
-    else:
-        t.logged[1] += 1
+    note_transition(t.log, t.logged, t.draws, before, item, distance)
 
 
 @jit  # type: ignore[untyped-decorator]
@@ -303,32 +281,3 @@ def merge_pairs(
         forwards(t, before[i], after[i], weights[i, 0], weights[i, 1])
         if before[i] > 0 and weights[i, 2] > 0:
             backwards(t, after[i], before[i], weights[i, 2])
-
-
-@jit  # type: ignore[untyped-decorator]
-def add_up(
-    log: NDArray[np.int32],
-    logged: int,
-    places: NDArray[np.int32],  # (power of two > logged,) hash table of pair numbers, -1 = free
-    before: NDArray[np.int32],  # (logged,) out
-    after: NDArray[np.int32],  # (logged,) out
-    weights: NDArray[np.float32],  # (logged, 3) out, zeros
-) -> int:
-    """Each pair of the log once, with its weights; returns how many. Sorting the log takes ten times as long."""
-    pairs = 0
-    for i in range(logged):
-        place, _ = pair_place(places.shape[0], log[i, 0], log[i, 1])
-        pair = places[place]
-        while pair >= 0 and not (before[pair] == log[i, 0] and after[pair] == log[i, 1]):
-            place = (place + 1) & (places.shape[0] - 1)
-            pair = places[place]
-        if pair < 0:
-            pair = pairs
-            places[place], before[pair], after[pair] = pair, log[i, 0], log[i, 1]
-            pairs += 1
-        distance = log[i, 2]
-        share = np.float32(1.0) / np.float32(max(distance, 1))
-        weights[pair, 0] += share
-        weights[pair, 1] += np.float32(distance == 1)
-        weights[pair, 2] += share if distance <= REACH_BACK else np.float32(0.0)
-    return pairs

@@ -17,7 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models.kernels import grown
-from models.transition_rows import PAIR_WIDTH, SKIP, TransitionArrays, add_up, learn_many, merge_pairs
+from models.transition_log import add_up
+from models.transition_rows import PAIR_WIDTH, SKIP, TransitionArrays, learn_many, merge_pairs
 
 
 class Deltas(NamedTuple):

@@ -5,7 +5,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from models.transition_rows import BACK, HOT, NEXT, REACH, REACH_BACK, SKIP, pair_place
+from models.transition_log import REACH_BACK, pair_place
+from models.transition_rows import BACK, HOT, NEXT, REACH, SKIP
 from models.transitions import Deltas, Transitions
 
 X = 12
@@ -171,6 +172,20 @@ def test_merging_an_export_teaches_what_the_events_taught():
         np.testing.assert_allclose(theirs[pair], values, rtol=1e-3, atol=1e-4)
     assert len(source.export().before) == 0  # exported once
     assert len(other.export().before) == 0  # what was merged is not passed on
+
+
+def test_the_export_of_a_busy_second_teaches_the_same_on_average():
+    """Past an eighth of the log far transitions are drawn: sums agree within 2%, those of adjacent ones exactly."""
+    log = random_events(4000, 6, 50, seed=4)
+    whole, busy = Transitions(64), Transitions(64, log_size=1 << 15)
+    for memory in (whole, busy):
+        memory.learn(*log)
+    assert busy.arrays.logged[0] < 0.6 * whole.arrays.logged[0]
+    assert busy.arrays.logged[1] == 0
+    every, drawn = whole.export(), busy.export()
+    np.testing.assert_allclose(drawn.weights.sum(0), every.weights.sum(0), rtol=0.02)
+    adjacent = [dict(zip(zip(d.before, d.after, strict=True), d.weights[:, 1], strict=True)) for d in (every, drawn)]
+    assert {pair: n for pair, n in adjacent[0].items() if n} == {pair: n for pair, n in adjacent[1].items() if n}
 
 
 def test_a_full_log_is_counted_not_overrun():
