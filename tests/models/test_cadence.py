@@ -57,7 +57,7 @@ def test_an_alarm_hurries_until_the_rate_has_recovered() -> None:
     assert cadence.due(57_380, 0.0, serving=True) == "events"
 
 
-def test_the_hurry_ends_by_itself_or_when_passes_are_rejected() -> None:
+def test_the_hurry_ends_by_itself_or_when_a_pass_after_the_alarm_is_rejected() -> None:
     cadence = Cadence(SETTINGS, 50_000, 0.0)
     cadence.alarm(Alarm(900, 0.3, 0.1, 1_000), seen=51_000)
     for number in range(SETTINGS.drift_passes + 1):
@@ -65,7 +65,9 @@ def test_the_hurry_ends_by_itself_or_when_passes_are_rejected() -> None:
         cadence.began(51_000 + 1_000 * number, 0.0)
     assert cadence.changed_at is None
     cadence.alarm(Alarm(900, 0.3, 0.1, 1_000), seen=70_000)
-    cadence.rejected()
+    cadence.rejected()  # a pass that had begun before
+    assert cadence.changed_at == 69_000
+    cadence.began(70_500, 0.0)
     assert cadence.changed_at == 69_000
     cadence.rejected()
     assert cadence.changed_at is None
