@@ -6,6 +6,7 @@ import numpy as np
 from benchmarks.harness.arrivals import Answers
 from benchmarks.swap import _fits, _latency, _swap
 from models.network import RECENT
+from models.repeats import LastItems
 from models.serving import ServingModel, gap_feature
 from tests.models.conftest import Build
 
@@ -52,7 +53,7 @@ def test_a_list_fits_the_version_that_made_it_and_no_other(build_version: Build)
     )
     recent = np.zeros((4, RECENT), np.int32)
     recent[0, :1], recent[1, :2], recent[2, :3], recent[3, :4] = [3], [7, 3], [7, 7, 3], [12, 7, 7, 3]
-    scores = models[0].scores(hidden, recent)
+    scores = models[0].scores(hidden, LastItems.of_rows(recent.astype(np.int32)))
     scores[:, 0] = -np.inf
     best = np.argsort(-scores, axis=1)[:, :5]
     messages = [
