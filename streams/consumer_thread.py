@@ -82,8 +82,9 @@ class BatchConsumerThread(driver.AIOKafkaConsumerThread):  # type: ignore[misc]
                 timeout_seconds=timeout or 0.0,
                 max_events=self.transport.max_batch_events,
             )
-        few = sum(len(batch) for found in records.values() for batch in found) <= _FEW_EVENTS
-        self._rest_until = time.monotonic() + _REST_SECONDS if few else 0.0
+        batched = self.transport.batch_topics
+        events = sum(sum(map(len, found)) if tp.topic in batched else len(found) for tp, found in records.items())
+        self._rest_until = time.monotonic() + _REST_SECONDS if events <= _FEW_EVENTS else 0.0
         return _together(records, self.transport.batch_topics, self.transport.lone_topics)
 
 

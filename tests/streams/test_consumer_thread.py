@@ -64,3 +64,16 @@ async def test_whoever_does_not_wait_is_not_kept(monkeypatch: pytest.MonkeyPatch
     fetches = Fetches(monkeypatch, 3, 3)
     await fetches.take()
     assert await fetches.take(timeout=0.0) < 30
+
+
+async def test_records_of_other_topics_count_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(consumer_thread, "_REST_SECONDS", 30.0)
+    fetches = Fetches(monkeypatch)
+
+    async def records(*_: Any, **__: Any) -> dict[TP, list[object]]:
+        fetches.at.append(time.monotonic())
+        return {TP("other", 0): [object()] * 257}  # as aiokafka's records they have no length
+
+    monkeypatch.setattr(consumer_thread, "fetch_batches", records)
+    await fetches.take()
+    assert await fetches.take(timeout=60.0) < 30
