@@ -74,6 +74,8 @@ def group(device: str, threads: int) -> Iterator[tuple[Ranks, str]]:
     dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo")
     try:
         yield Ranks.present(), place
+        # A rank that takes its connections down while another still uses them makes that one's process abort.
+        dist.barrier()
     finally:
         dist.destroy_process_group()
 
