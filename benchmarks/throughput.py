@@ -53,7 +53,7 @@ def main(
     """Measure the throughput of recstream, a bare aiokafka loop, Quix Streams and plain Faust on one log.
 
     Runs on real Kafka where KAFKA_HOME is set, else on the embedded broker. About five minutes. The mixing weights
-    learn from every one of the first 65,536 events and from one in 32 later: a shorter log shows a dearer start only.
+    learn from every one of the first 65,536 events and from one in 64 later: a shorter log shows a dearer start only.
     """
     unknown = set(skip or ()) - set(CONTENDERS)
     if unknown:
