@@ -144,7 +144,7 @@ class Network(nn.Module):
         """
         inputs = self.dropout(self.inputs(items, kinds, gaps_seconds))  # (B, T, D)
         start = (self.initial_state(len(items)) if state is None else state).unsqueeze(0)  # (1, B, S)
-        if isinstance(self.cell, nn.LSTM):
+        if self.config.cell == "lstm":
             hidden, memory = start.chunk(2, dim=2)
             outputs, (hidden, memory) = self.cell(inputs, (hidden.contiguous(), memory.contiguous()))
             end = torch.cat((hidden, memory), dim=2)

@@ -8,7 +8,7 @@ import torch
 from numpy.typing import NDArray
 
 from models.evaluation.dataset import Dataset
-from models.family.compression import KINDS, compress
+from models.family.compression import bytes_of, compress
 from models.family.interface import SequenceModel, gather
 
 _COST_USERS: Final = 256
@@ -41,4 +41,6 @@ def cost(model: SequenceModel, data: Dataset, clock: Callable[[], float]) -> dic
 def size(model: SequenceModel, name: str) -> int:
     """Bytes of a model as it is stored."""
     kind = name.partition(":")[2]
-    return compress(model, kind).size if kind else compress(model, KINDS[0]).original  # type: ignore[arg-type]
+    if kind and kind != "dynamic":  # the model computes with what it was rounded to, as floats
+        return compress(model, kind).size  # type: ignore[arg-type]
+    return bytes_of(model)

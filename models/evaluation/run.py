@@ -20,7 +20,7 @@ from models.evaluation.prequential import prequential
 from models.evaluation.ratings import rating_errors
 from models.evaluation.splits import JUDGED, Protocol, Split, split_by
 from models.evaluation.tasks import head_notes, mean_of, task_figures, teachable
-from models.family.compression import KINDS
+from models.family.compression import KINDS, require_kind
 from models.family.interface import Lesson, SequenceModel
 from models.family.registry import MODELS
 from state.errors import RecstreamError
@@ -143,12 +143,15 @@ def require_known(names: list[str]) -> None:
     Raises:
         RecstreamError: One is unknown, or there is none.
     """
-    parts = [(name, *name.partition(":")) for name in names]
-    unknown = [name for name, base, mark, kind in parts if base not in MODELS or (mark and kind not in KINDS)]
+    parts = [name.partition(":") for name in names]
+    unknown = [base for base, _, _ in parts if base not in MODELS]
     if unknown or not names:
         what = f"There is no model {unknown[0]!r}" if unknown else "No model was named"
         why = f"the models are {', '.join(MODELS)}; smaller ones end in :{', :'.join(KINDS)}"
         raise RecstreamError(what, why, "Choose among them: --models markov,gru,gru:int8")
+    for base, mark, kind in parts:
+        if mark:
+            require_kind(base, kind)
 
 
 def _run(data: Dataset, name: str, split: Split, settings: Settings, report: Report, fits: Fits) -> Outcome:

@@ -1,9 +1,9 @@
-"""Smaller models: item tables in half precision or 8 bits, recurrent layers in 8 bits, small weights set to zero.
+"""Smaller models: matrices in half precision or 8 bits, small weights set to zero, recurrent layers computed in 8 bits.
+
+What is stored shrinks; but for the last kind (`models.family.dynamic`), values are turned back to float32 when the
+model is restored, so that scores come from the same code. Quality is what the rounded values give.
 
 Letters: V item rows, D width, R rows of a matrix.
-
-What is stored shrinks; for computing, values are turned back to float32 when the model is restored, so that scores come
-from the same code. Quality is what the rounded values give.
 """
 
 from collections.abc import Callable, Mapping
@@ -12,14 +12,17 @@ from typing import Final, Literal
 
 from torch import Tensor
 
+from models.family.dynamic import LEVELS, Int8Cell
 from models.family.interface import SequenceModel
+from models.family.recurrent import Gru, Lstm, Recurrent, Rnn
 from models.family.registry import rebuild
+from models.family.sessions import InSessions
 from state.errors import RecstreamError
 
-Kind = Literal["fp16", "int8", "pruned"]
-KINDS: Final[tuple[Kind, ...]] = ("fp16", "int8", "pruned")
+Kind = Literal["fp16", "int8", "pruned", "dynamic"]
+KINDS: Final[tuple[Kind, ...]] = ("fp16", "int8", "pruned", "dynamic")
 PRUNED: Final = 0.5  # share of each matrix's smallest weights set to zero
-_LEVELS: Final = 127
+CELLS: Final = (Rnn.name, Lstm.name, Gru.name)  # a time-aware LSTM takes its weights apart in every step
 _INDEX_BYTES: Final = 1 / 8  # of a value of a pruned matrix: one bit says whether it is there
 
 
@@ -43,10 +46,11 @@ def compress(model: SequenceModel, kind: Kind) -> Compressed:
 
     Args:
         model: A fitted model.
-        kind: ``fp16`` halves matrices; ``int8`` keeps 8 bits and one scale per row; ``pruned`` drops the smaller half.
+        kind: ``fp16`` halves matrices; ``int8`` keeps 8 bits and one scale per row; ``pruned`` drops the smaller half;
+            ``dynamic`` computes the recurrent layer in 8 bits and leaves the rest as it is.
 
     Raises:
-        RecstreamError: There is no such kind.
+        RecstreamError: There is no such kind, or not of this model.
 
     References:
         Jacob et al., "Quantization and training of neural networks for efficient integer-arithmetic-only inference",
@@ -58,21 +62,45 @@ def compress(model: SequenceModel, kind: Kind) -> Compressed:
         >>> small.size < 0.3 * small.original
         True
     """
+    require_kind((model.inner if isinstance(model, InSessions) else model).name, kind)
+    tensors, size = dict[str, Tensor](), 0
+    for name, tensor in model.tensors().items():
+        if kind == "dynamic" or tensor.ndim < 2 or not tensor.is_floating_point() or not tensor.numel():
+            tensors[name], kept = tensor, tensor.numel() * tensor.element_size()
+        else:
+            tensors[name], kept = _ROUNDED[kind](tensor)
+        size += kept
+    copy = rebuild(model.name, model.settings())
+    copy.restore(tensors)
+    if kind == "dynamic":
+        _compute_in_bytes(copy.inner if isinstance(copy, InSessions) else copy)
+        size = bytes_of(copy)
+    return Compressed(copy, size, bytes_of(model))
+
+
+def bytes_of(model: SequenceModel) -> int:
+    """Bytes of what a model keeps."""
+    return sum(tensor.numel() * tensor.element_size() for tensor in model.tensors().values())
+
+
+def require_kind(model: str, kind: str) -> None:
+    """Check that there is such a smaller copy of a model.
+
+    Raises:
+        RecstreamError: There is none.
+    """
     if kind not in KINDS:
         what = f"There is no compression {kind!r}"
         raise RecstreamError(what, f"there are {', '.join(KINDS)}", "Name one of these")
-    tensors, size, original = dict[str, Tensor](), 0, 0
-    for name, tensor in model.tensors().items():
-        bytes_ = tensor.numel() * tensor.element_size()
-        original += bytes_
-        if tensor.ndim < 2 or not tensor.is_floating_point() or not tensor.numel():
-            tensors[name], size = tensor, size + bytes_
-        else:
-            tensors[name], stored = _ROUNDED[kind](tensor)
-            size += stored
-    copy = rebuild(model.name, model.settings())
-    copy.restore(tensors)
-    return Compressed(copy, size, original)
+    if kind == "dynamic" and model not in CELLS:
+        what = f"{model} has no recurrent layer that could compute in 8 bits"
+        raise RecstreamError(what, f"only {', '.join(CELLS)} have", f"Use {model}:int8, which stores it in 8 bits")
+
+
+def _compute_in_bytes(model: SequenceModel) -> None:
+    """Exchange the recurrent layer for one in 8 bits. The result cannot be restored: it is made anew from the whole."""
+    assert isinstance(model, Recurrent)
+    model.network.cell = Int8Cell(model.network.cell)  # type: ignore[assignment]
 
 
 def _half(tensor: Tensor) -> tuple[Tensor, int]:
@@ -82,8 +110,8 @@ def _half(tensor: Tensor) -> tuple[Tensor, int]:
 def _byte(tensor: Tensor) -> tuple[Tensor, int]:
     """Eight bits a value, one scale a row: the largest value of a row is 127 of its scale."""
     rows = tensor.flatten(1)
-    scale = rows.abs().amax(1, keepdim=True).clamp(min=1e-12) / _LEVELS
-    rounded = (rows / scale).round().clamp(-_LEVELS, _LEVELS) * scale
+    scale = rows.abs().amax(1, keepdim=True).clamp(min=1e-12) / LEVELS
+    rounded = (rows / scale).round().clamp(-LEVELS, LEVELS) * scale
     return rounded.view_as(tensor), tensor.numel() + 4 * len(rows)
 
 

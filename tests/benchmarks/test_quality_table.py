@@ -35,9 +35,9 @@ def test_smaller_copies_have_cells_of_their_own(tmp_path) -> None:
     fill(tmp_path, LOG, "leave-one-out", with_copies(["gru"]), 0, 1e-6, quiet)
     found = collect(tmp_path, [LOG], ["leave-one-out"], with_copies(["popularity", "gru"]), [0])
     models = found["tables"]["test"]["leave-one-out"]
-    assert list(models) == ["gru", "gru:fp16", "gru:int8", "gru:pruned"]
+    assert list(models) == ["gru", "gru:fp16", "gru:int8", "gru:pruned", "gru:dynamic"]
     assert models["gru:int8"]["cost"]["model_bytes"] < models["gru"]["cost"]["model_bytes"]
-    assert groups(["markov", "gru", "ensemble"])[1] == ["gru", "gru:fp16", "gru:int8", "gru:pruned", "ensemble"]
+    assert groups(["markov", "gru", "ensemble"])[1] == ["gru", "gru:fp16", "gru:int8", "gru:pruned", "gru:dynamic", "ensemble"]
     assert groups(["bpr", "ensemble"]) == [["bpr"], ["ensemble"]]
     assert wanted_seeds("gru:int8", [0, 1]) == [0, 1] and wanted_seeds("markov", [0, 1]) == [0]
 

@@ -94,10 +94,10 @@ def test_an_interruption_leaves_what_is_done():
 
 
 def test_smaller_copies_come_from_the_same_fit():
-    body = run(dataset(ring()), ["gru", "gru:int8", "gru:pruned"])["models"]
+    body = run(dataset(ring()), ["gru", "gru:int8", "gru:dynamic"])["models"]
     assert body["gru:int8"]["cost"]["model_bytes"] < 0.4 * body["gru"]["cost"]["model_bytes"]
     assert body["gru:int8"]["unmasked"]["ndcg@10"] == pytest.approx(body["gru"]["unmasked"]["ndcg@10"], abs=0.05)
-    with pytest.raises(RecstreamError, match="no model 'gru:zip'"):
+    with pytest.raises(RecstreamError, match="no compression 'zip'"):
         run(dataset(ring()), ["gru:zip"])
 
 

@@ -1,16 +1,21 @@
 import pytest
 import torch
 
-from models.family.compression import KINDS, compress
+from models.family.compression import CELLS, KINDS, compress
+from models.family.dynamic import Int8Cell
 from models.family.registry import MODELS
+from models.family.sessions import InSessions
 from state.errors import RecstreamError
 from tests.models.family.walks import windows
 
-SIZES = {"fp16": 0.6, "int8": 0.45, "pruned": 0.75}  # most of the original; small models are half biases and scales
+# Most of the original; small models are half biases and scales.
+SIZES = {"fp16": 0.6, "int8": 0.45, "pruned": 0.75, "dynamic": 0.8}  # the last leaves the item table as it is
+SHIFTS = {"fp16": 0.01, "int8": 0.1, "pruned": 1.0, "dynamic": 0.1}
+ROUNDED = [kind for kind in KINDS if kind != "dynamic"]
+WHOLE = [(name, kind) for name in ("gru", "lstm", "transformer", "bpr", "fusion") for kind in ROUNDED]
 
 
-@pytest.mark.parametrize("name", ["gru", "lstm", "transformer", "bpr", "fusion"])
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("name", "kind"), [*WHOLE, *((name, "dynamic") for name in CELLS)])
 def test_smaller_models_score_nearly_the_same(name, kind, model_of):
     model, events = model_of(name), windows()
     small = compress(model, kind)
@@ -20,7 +25,7 @@ def test_smaller_models_score_nearly_the_same(name, kind, model_of):
     ours = model.item_scores(model.sequence(events)[:, -1])[:, 1:]
     theirs = small.model.item_scores(small.model.sequence(events)[:, -1])[:, 1:]
     spread = ours.std().item()
-    assert (ours - theirs).abs().mean() < {"fp16": 0.01, "int8": 0.1, "pruned": 1.0}[kind] * spread
+    assert (ours - theirs).abs().mean() < SHIFTS[kind] * spread
 
 
 def test_the_original_stays_as_it_is(model_of):
@@ -38,3 +43,16 @@ def test_half_of_the_values_are_gone_when_pruned(model_of):
 def test_unknown_kinds_are_refused(model_of):
     with pytest.raises(RecstreamError, match="no compression 'zip'"):
         compress(model_of("gru"), "zip")
+
+
+@pytest.mark.parametrize("name", ["transformer", "time-lstm", "popularity"])
+def test_only_recurrent_layers_compute_in_8_bits(name, model_of):
+    with pytest.raises(RecstreamError, match=f"{name} has no recurrent layer"):
+        compress(model_of(name), "dynamic")
+
+
+def test_sessions_keep_their_gap_when_their_layer_computes_in_8_bits(model_of):
+    small = compress(InSessions(model_of("gru"), 600.0), "dynamic").model
+    assert isinstance(small, InSessions)
+    assert small.gap_seconds == 600.0
+    assert isinstance(small.inner.network.cell, Int8Cell)
