@@ -16,7 +16,7 @@ import typer
 from benchmarks.harness.machine import computer
 from benchmarks.harness.processes import ROOT
 from benchmarks.harness.program import OUT, Json, Out, conclude, run
-from benchmarks.harness.quality_cells import Cell, fill, wanted_seeds
+from benchmarks.harness.quality_cells import Cell, fill, measure_costs, wanted_seeds
 from benchmarks.harness.quality_report import collect, write
 from benchmarks.harness.recbole_models import RECBOLE_MODELS, fill_recbole
 from benchmarks.harness.report import console
@@ -41,6 +41,7 @@ def main(
     seeds: Annotated[int, typer.Option(min=1, help="fits of each model that draws at random")] = 3,
     minutes: Annotated[float, typer.Option(help="begin no new cell after so long; the next run goes on")] = 1e9,
     effort: Annotated[float, typer.Option(help="factor on training budgets")] = 1.0,
+    costs: Annotated[bool, typer.Option("--costs", help="measure what an event costs, on a machine at rest")] = False,
     recbole_epochs: Annotated[int, typer.Option(min=0, help="most epochs of RecBole's models; 0: only those kept")] = 0,
     cells: Annotated[Path, typer.Option(help="where finished cells are kept")] = CELLS,
     out: Out = OUT,
@@ -58,6 +59,9 @@ def main(
         require_known(names)
     named: list[Protocol] = [protocol for protocol in PROTOCOLS if protocol in protocols.split(",")]
     logs = [_load(source) for source in sources]
+    if costs:
+        for log in logs:
+            _measure_costs(cells, log, with_copies(names))
     for seed in range(seeds):  # one seed everywhere before a second anywhere
         for log in logs:
             for protocol in named:
@@ -94,6 +98,12 @@ def with_copies(names: list[str]) -> list[str]:
 def _load(source: str) -> Dataset:
     path = ml_100k(load_settings().cache_dir) / f"{ML_100K}.inter" if source == ML_100K else Path(source)
     return load(path)
+
+
+def _measure_costs(cells: Path, log: Dataset, models: list[str]) -> None:
+    with console.status(log.name) as status:
+        measure_costs(cells, log, models, lambda name, share, note: status.update(f"{log.name}: {name}, {note}"))
+    console.print(f"{log.name}: costs measured", style="dim")
 
 
 def _fill(cells: Path, log: Dataset, protocol: Protocol, group: list[str], seed: int, effort: float) -> None:

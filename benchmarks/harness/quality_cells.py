@@ -16,14 +16,17 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from models.evaluation.cost import cost
 from models.evaluation.dataset import Dataset
-from models.evaluation.fitting import SEEDLESS
+from models.evaluation.fitting import SEEDLESS, Fits, Teaching, lesson_of
 from models.evaluation.intervals import intervals
 from models.evaluation.judging import Judgement
 from models.evaluation.run import Settings, evaluate
-from models.evaluation.splits import Protocol
+from models.evaluation.splits import Protocol, split_by
 
 SIDES: Final = ("unmasked", "masked")
+_MOMENT: Final = 1e-6  # of the training budget
+_COST_TRIES: Final = 3
 Report = Callable[[str, float, str], object]
 
 
@@ -70,6 +73,25 @@ def fill(
         store(folder, Cell(data.name, protocol, name, seed), found, users, ranks)
 
 
+def measure_costs(folder: Path, data: Dataset, models: Sequence[str], report: Report) -> None:
+    """Measure what an event costs with each model, and keep it for all protocols.
+
+    A cost depends on shapes and counts, not on what weights were learnt, so models are fitted for a moment only.
+    """
+    split, _ = split_by(data, "leave-one-out")
+    lesson = lesson_of(data, split, 0, _MOMENT, lambda share, note: None)
+    fits = Fits(data, {}, perf_counter, Teaching(), shared=True)
+    path = folder / data.name / "costs.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    for number, name in enumerate(models):
+        report(name, number / len(models), "cost of an event")
+        model, _ = fits.fit(name, lesson)
+        tries = [cost(model, data, perf_counter) for _ in range(_COST_TRIES)]
+        found[name] = {key: min(one[key] for one in tries) for key in tries[0]}
+        path.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+
+
 def wanted_seeds(model: str, seeds: Sequence[int]) -> list[int]:
     """The seeds a model is fitted with: the first alone where nothing is drawn at random."""
     return list(seeds)[:1] if model.partition(":")[0] in SEEDLESS else list(seeds)
@@ -94,7 +116,9 @@ def pooled(folder: Path, data: str, protocol: str, model: str, seeds: Sequence[i
     found["seconds"] = round(float(np.median([body["figures"]["seconds"] for body in bodies])), 1)
     costs = [body["figures"]["cost"] for body in bodies if "cost" in body["figures"]]
     if costs:  # the quickest: a busy machine only adds to it
-        found["cost"] = {key: min(one[key] for one in costs) for key in costs[0]}
+        apart = folder / data / "costs.json"
+        measured = json.loads(apart.read_text(encoding="utf-8")).get(model, {}) if apart.is_file() else {}
+        found["cost"] = {key: min(one[key] for one in (*costs, measured) if key in one) for key in costs[0]}
     notes = [body["figures"].get("note") or body["figures"].get("text") for body in bodies]
     if notes[0]:
         found["note"] = notes[0]

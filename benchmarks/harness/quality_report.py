@@ -43,7 +43,8 @@ Every item is ranked for every judged event. **Unmasked**, every item competes; 
 not, and a repeat is a miss. In brackets the 95% interval of the mean over users and seeds (bootstrap over users). A
 dagger marks figures that this program did not measure. `seeds`: fits behind a line; models that count have only one.
 `seconds`: a fit and its ranking on one core, median over seeds; the machine is shared and some include waiting.
-`us an event`: a step and the scores of every item, batches of 256 users, one thread, the quickest seed.
+`us an event`: a step and the scores of every item, batches of 256 users, one thread, the quickest of the fits and of
+`--costs`, which measures them on a machine at rest.
 
 Neural models learn how much more or less the last 50 items of a user should score, the ensemble one weight for the last
 500. Nobody comes back to an item in these data sets, so their two columns are nearly alike where histories are short.

@@ -3,7 +3,7 @@ import json
 import numpy as np
 import pytest
 
-from benchmarks.harness.quality_cells import Cell, fill, pooled, store, wanted_seeds
+from benchmarks.harness.quality_cells import Cell, fill, measure_costs, pooled, store, wanted_seeds
 from benchmarks.harness.quality_report import collect, markdown, write
 from benchmarks.harness.recbole_models import RECBOLE_MODELS, histories_before, longest_history, write_samples
 from benchmarks.quality_table import groups, with_copies
@@ -31,13 +31,27 @@ def test_cells_are_pooled_over_the_seeds_there_are(tmp_path) -> None:
     assert pooled(tmp_path, "test", "time-split", "bpr", [0, 1]) is None
 
 
+def test_costs_are_measured_again_and_the_least_counts(tmp_path) -> None:
+    fill(tmp_path, LOG, "leave-one-out", ["bpr"], 0, 1e-6, quiet)
+    before = pooled(tmp_path, "test", "leave-one-out", "bpr", [0])
+    measure_costs(tmp_path, LOG, ["bpr", "gru:dynamic"], quiet)
+    path = tmp_path / "test" / "costs.json"
+    found = json.loads(path.read_text())
+    assert list(found) == ["bpr", "gru:dynamic"] and found["gru:dynamic"]["step_us"] > 0
+    path.write_text(json.dumps({"bpr": {**found["bpr"], "step_us": 0.001, "score_us": 1e9}}))
+    after = pooled(tmp_path, "test", "leave-one-out", "bpr", [0])
+    assert before is not None and after is not None
+    assert after["cost"] == {**before["cost"], "step_us": 0.001}
+
+
 def test_smaller_copies_have_cells_of_their_own(tmp_path) -> None:
     fill(tmp_path, LOG, "leave-one-out", with_copies(["gru"]), 0, 1e-6, quiet)
     found = collect(tmp_path, [LOG], ["leave-one-out"], with_copies(["popularity", "gru"]), [0])
     models = found["tables"]["test"]["leave-one-out"]
     assert list(models) == ["gru", "gru:fp16", "gru:int8", "gru:pruned", "gru:dynamic"]
     assert models["gru:int8"]["cost"]["model_bytes"] < models["gru"]["cost"]["model_bytes"]
-    assert groups(["markov", "gru", "ensemble"])[1] == ["gru", "gru:fp16", "gru:int8", "gru:pruned", "gru:dynamic", "ensemble"]
+    copies = ["gru:fp16", "gru:int8", "gru:pruned", "gru:dynamic"]
+    assert groups(["markov", "gru", "ensemble"])[1] == ["gru", *copies, "ensemble"]
     assert groups(["bpr", "ensemble"]) == [["bpr"], ["ensemble"]]
     assert wanted_seeds("gru:int8", [0, 1]) == [0, 1] and wanted_seeds("markov", [0, 1]) == [0]
 
