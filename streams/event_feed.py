@@ -24,6 +24,10 @@ from streams.settings import Settings
 from streams.topics import FORGET_USERS
 
 _MOST_EVENTS: Final = 16_384  # of one fetch: about 30 ms of work between two turns of the event loop
+# A broker answers as soon as it has a byte: hundreds of fetches a second, each of which takes the interpreter from the
+# thread that trains. Events may come a quarter of a second late here.
+_FETCH_MIN_BYTES: Final = 1 << 18
+_FETCH_MAX_WAIT_MS: Final = 250
 
 log = logging.getLogger(__name__)
 
@@ -64,7 +68,8 @@ class EventFeed(ConsumerRebalanceListener):  # type: ignore[misc]
             heartbeat_interval_ms=int(settings.session_timeout_seconds * 1000 / 4),
             max_poll_interval_ms=int(settings.rebalance_timeout_seconds * 1000),
             rebalance_timeout_ms=int(settings.rebalance_timeout_seconds * 1000),
-            fetch_max_wait_ms=100,
+            fetch_min_bytes=_FETCH_MIN_BYTES,
+            fetch_max_wait_ms=_FETCH_MAX_WAIT_MS,
         )
         self._assigned: set[TopicPartition] = set()
         self._durable = dict(buffer.offsets)
