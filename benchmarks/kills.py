@@ -32,7 +32,8 @@ from benchmarks.harness.processes import BenchmarkError, Cores
 from benchmarks.harness.program import OUT, Json, Out, conclude, run
 from benchmarks.harness.report import console, save, table
 from models.finetune import fine_tune
-from models.learner import Job, carried_by, fine_settings
+from models.job import Job, fine_settings
+from models.learner import carried_by
 from models.registry import Registry
 from models.tables import Events
 from state.replay_buffer import ReplayBuffer, ReplaySettings

@@ -41,7 +41,7 @@ from state.events import TOPICS
 from streams import options
 from streams.console import progress_bar
 from streams.datasets import read_source
-from streams.kafka import read_to_end, reader
+from streams.read_topic import read_to_end, reader
 from streams.replay import produce_events
 from streams.settings import Settings, load_settings
 from streams.topics import RECOMMENDATIONS, create_topics

@@ -21,7 +21,7 @@ from benchmarks.harness.machine import computer
 from benchmarks.harness.program import OUT, Json, Out, conclude, run
 from benchmarks.harness.recbole import REFERENCE, train_recbole
 from benchmarks.harness.report import console, save, table
-from models.training import TrainingSettings
+from models.training_settings import TrainingSettings
 from streams.datasets import ML_100K, read_source
 from streams.settings import load_settings
 

@@ -26,7 +26,8 @@ from models.private import PrivacySettings, PrivateTrainer, account, without_eve
 from models.ranking import popularity_ranks
 from models.registry import Version
 from models.sequences import Histories
-from models.training import ONE_PASS, SMALL_BATCHES, Trainer, TrainingSettings
+from models.training import Trainer
+from models.training_settings import ONE_PASS, SMALL_BATCHES, TrainingSettings
 from models.vocabulary import Growth, VocabularySettings, grow, transplant
 from state.errors import RecstreamError
 from state.replay_sample import Sample

@@ -19,7 +19,8 @@ from models.network import UNKNOWN_ROW, Cell, Network, NetworkConfig
 from models.ranking import popularity_ranks, quality, ranks
 from models.sequences import Histories, histories, vocabulary_of
 from models.tables import Events
-from models.training import SMALL_BATCHES, Trainer, TrainingSettings
+from models.training import Trainer
+from models.training_settings import SMALL_BATCHES, TrainingSettings
 from state.errors import RecstreamError
 
 HELD_OUT: Final = 0.1  # newest share of the events

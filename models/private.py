@@ -32,7 +32,8 @@ from models.network import RECENT, UNKNOWN_ROW, Network
 from models.objective import NextItemLoss
 from models.passes import Pass
 from models.sequences import Histories, batch, cut, recent_items
-from models.training import Trainer, TrainingSettings
+from models.training import Trainer
+from models.training_settings import TrainingSettings
 from state.errors import RecstreamError
 from state.replay_sample import Sample
 

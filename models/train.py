@@ -29,7 +29,7 @@ from models.registry import Registry, Version
 from models.table_sample import LOG_FIELDS, detached, sample_of
 from models.tables import parse_columns, parse_types, read_table
 from models.train_options import NOTHING, SERVING, parse
-from models.training import TrainingSettings
+from models.training_settings import TrainingSettings
 from state.errors import RecstreamError
 from state.replay_sample import Sample
 

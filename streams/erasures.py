@@ -26,7 +26,7 @@ from state.pseudonyms import NO_PSEUDONYMS, Pseudonyms
 from streams.decode import Rejected
 from streams.fetch import RecordBatch
 from streams.forget_requests import Request, read_requests
-from streams.kafka import end_offsets, reader
+from streams.read_topic import end_offsets, reader
 from streams.settings import Settings
 
 _UNKNOWN: Final = np.iinfo(np.int64).max

@@ -12,7 +12,8 @@ from aiokafka.structs import TopicPartition
 from streams.decode import MAX_ID_BYTES
 from streams.errors import BrokerError
 from streams.forget_requests import read_receipt
-from streams.kafka import broker_errors, end_offsets, producer_options, reader
+from streams.kafka import broker_errors, producer_options
+from streams.read_topic import end_offsets, reader
 from streams.replay import partition_of
 from streams.settings import Settings, SettingsError
 from streams.topics import FORGET_USERS, FORGOTTEN_USERS, require_topics

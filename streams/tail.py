@@ -11,7 +11,8 @@ from aiokafka.structs import ConsumerRecord, TopicPartition
 from rich.console import Console
 from rich.text import Text
 
-from streams.kafka import broker_errors, read_to_end, reader
+from streams.kafka import broker_errors
+from streams.read_topic import read_to_end, reader
 from streams.replay import partition_of
 from streams.settings import Settings
 from streams.topics import ITEMS, RECOMMENDATIONS, require_topics

@@ -10,7 +10,8 @@ from kafka.errors import KafkaError
 
 from state.events import TOPICS
 from streams.errors import BrokerError
-from streams.kafka import admin, broker_errors, end_offsets, reader
+from streams.kafka import admin, broker_errors
+from streams.read_topic import end_offsets, reader
 from streams.settings import Settings
 
 RECOMMENDATIONS: Final = "recommendations"

@@ -21,10 +21,11 @@ import torch
 
 from models.cadence import Cadence, CadenceSettings
 from models.finetune import FineTuneSettings
-from models.learner import Learner, LearnSettings, Outcome
+from models.job import LearnSettings, Outcome
+from models.learner import Learner
 from models.private import PrivacySettings, accountant
 from models.registry import Registry
-from models.training import ONE_PASS, PASS_AFTER_PASS
+from models.training_settings import ONE_PASS, PASS_AFTER_PASS
 from models.vocabulary import VocabularySettings
 from state.pseudonyms import Pseudonyms
 from state.replay_buffer import ReplayBuffer, ReplaySettings

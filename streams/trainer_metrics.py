@@ -8,7 +8,7 @@ from typing import Any
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info, ProcessCollector
 
 from models.finetune import Step
-from models.learner import Outcome
+from models.job import Outcome
 
 _SECONDS = (1, 2, 5, 10, 20, 60, 120, 300, 600, 1800, 3600)
 

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any, Final
 
 from models.finetune import Step
-from models.learner import Job, Learner, Outcome
+from models.job import Job, Outcome
+from models.learner import Learner
 from state.errors import RecstreamError
 from state.replay_buffer import ReplayBuffer
 from streams.announce import Announcement, announce

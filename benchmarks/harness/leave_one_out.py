@@ -19,7 +19,8 @@ from models.network import Network, NetworkConfig
 from models.ranking import quality, ranks
 from models.sequences import Histories, histories, vocabulary_of
 from models.tables import Events
-from models.training import Trainer, TrainingSettings
+from models.training import Trainer
+from models.training_settings import TrainingSettings
 
 JUDGED = "ndcg@10"
 

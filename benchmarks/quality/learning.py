@@ -17,7 +17,8 @@ import numpy as np
 from models.cadence import Cadence, CadenceSettings
 from models.drift import DriftWatch
 from models.finetune import Step
-from models.learner import Learner, Outcome
+from models.job import Outcome
+from models.learner import Learner
 from models.live_test import LiveTest
 from models.registry import Registry
 from models.serving import ServingModel

@@ -21,7 +21,8 @@ from models.family.interface import EventBatch, Lesson
 from models.family.repeats import RepeatAware
 from models.fit import popularity_bias
 from models.network import Cell, Network, NetworkConfig
-from models.training import Trainer, TrainingSettings
+from models.training import Trainer
+from models.training_settings import TrainingSettings
 
 _SECONDS_PER_UNIT: Final = 3600.0  # of the time-aware decay: an hour away fades short-term memory by a quarter
 _RATE: Final = 0.01

@@ -8,7 +8,7 @@ from benchmarks.harness.leave_one_out import split, train_ours
 from benchmarks.harness.recbole import NAME, write_interactions
 from benchmarks.training import summary
 from models.tables import Events
-from models.training import TrainingSettings
+from models.training_settings import TrainingSettings
 from tests.models.learning import stream
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 
 from models.finetune import FineTuneSettings
-from models.training import TrainingSettings
+from models.training_settings import TrainingSettings
 from state.replay_buffer import ReplayBuffer, ReplaySettings
 
 QUICK = TrainingSettings(learning_rate=0.03, window=20, batch_steps=200, batches=10, warmup=0.1)

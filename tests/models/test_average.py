@@ -9,7 +9,8 @@ import torch
 
 from models.average import BY_ROW, GROWN, Average, Carried, forget_others
 from models.network import Network, NetworkConfig
-from models.training import PASS_AFTER_PASS, Trainer
+from models.training import Trainer
+from models.training_settings import PASS_AFTER_PASS
 from models.vocabulary import VocabularySettings, grow, transplant
 from state.errors import StateError
 from tests.models.learning import a_buffer, feed, stream

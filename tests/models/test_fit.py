@@ -7,7 +7,7 @@ from models.fit import Progress, fit_first_model, popularity_bias
 from models.network import Cell
 from models.registry import Registry
 from models.tables import Events
-from models.training import TrainingSettings
+from models.training_settings import TrainingSettings
 from state.errors import RecstreamError
 
 QUICK = TrainingSettings(window=20, batch_steps=200, batches=10)

@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 from models.finetune import Step
-from models.learner import Job, Learner, LearnSettings, Outcome, fine_settings
+from models.job import Job, LearnSettings, Outcome, fine_settings
+from models.learner import Learner
 from models.registry import Registry
 from state.replay_buffer import ReplayBuffer
 from tests.models.learning import FINE, a_buffer, feed, stream

@@ -12,7 +12,7 @@ from models.learner import figures_of
 from models.private import PrivacySettings, PrivateTrainer, epsilon, without_events
 from models.registry import Registry
 from models.sequences import Histories
-from models.training import TrainingSettings
+from models.training_settings import TrainingSettings
 from state.errors import RecstreamError
 from state.replay_sample import Sample
 from tests.models.learning import FINE, a_buffer, stream

@@ -7,7 +7,8 @@ import torch
 from models.network import Network, NetworkConfig
 from models.sequences import Histories
 from models.softmax import Sampler
-from models.training import Trainer, TrainingSettings
+from models.training import Trainer
+from models.training_settings import TrainingSettings
 
 ITEMS = 12
 SMALL = TrainingSettings(window=10, batch_steps=40, batches=1)

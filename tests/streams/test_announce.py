@@ -5,7 +5,7 @@ from aiokafka.structs import TopicPartition
 
 from streams.announce import Announcement, announce
 from streams.errors import BrokerError
-from streams.kafka import read_to_end, reader
+from streams.read_topic import read_to_end, reader
 from streams.settings import Settings, load_settings
 from streams.topics import MODEL_VERSIONS
 from tests.streams.worker_process import free_port

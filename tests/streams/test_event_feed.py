@@ -14,7 +14,8 @@ from kafka.admin import NewTopic
 
 from state.replay_buffer import ReplayBuffer
 from streams.event_feed import EventFeed
-from streams.kafka import admin, client_options, read_to_end, reader
+from streams.kafka import admin, client_options
+from streams.read_topic import read_to_end, reader
 from streams.replay import partition_of
 from streams.settings import Settings
 from streams.topics import FORGET_USERS, FORGOTTEN_USERS, describe_topics

@@ -15,14 +15,12 @@ from streams.kafka import (
     broker_errors,
     client_options,
     describe,
-    end_offsets,
     faust_options,
     hint,
     producer_options,
-    read_to_end,
-    reader,
     ssl_context,
 )
+from streams.read_topic import end_offsets, read_to_end, reader
 from streams.settings import SettingsError, load_settings
 
 

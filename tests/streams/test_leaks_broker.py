@@ -16,7 +16,7 @@ from aiokafka.structs import TopicPartition
 
 from state.pseudonyms import Pseudonyms
 from streams.broker import EmbeddedBroker
-from streams.kafka import read_to_end, reader
+from streams.read_topic import read_to_end, reader
 from streams.settings import Settings, load_settings
 from streams.topics import CHANGELOG, RECOMMENDATIONS, TRANSITIONS, create_topics
 from tests.streams.event_log import PARTITIONS, Load, Record, event_log, partition_of

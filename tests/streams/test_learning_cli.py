@@ -11,7 +11,7 @@ import pytest
 from typer.testing import CliRunner
 
 from models.gate import judge
-from models.learner import Outcome
+from models.job import Outcome
 from models.private import PrivacySettings
 from models.registry import Registry
 from models.tables import Events

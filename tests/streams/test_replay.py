@@ -15,7 +15,7 @@ from models.tables import Events
 from state.events import TOPICS
 from streams.broker import EmbeddedBroker
 from streams.errors import BrokerError
-from streams.kafka import read_to_end, reader
+from streams.read_topic import read_to_end, reader
 from streams.replay import Replayed, partition_of, produce_catalogue, produce_events, schedule
 from streams.settings import load_settings
 from streams.tail import read_titles

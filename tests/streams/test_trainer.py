@@ -23,7 +23,7 @@ from models.registry import Registry
 from models.tables import Events
 from state.replay_buffer import ReplayBuffer
 from state.replay_sample import Sample
-from streams.kafka import read_to_end, reader
+from streams.read_topic import read_to_end, reader
 from streams.replay import produce_events
 from streams.settings import Settings, SettingsError, load_settings
 from streams.topics import MODEL_VERSIONS

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from models.learner import Learner, LearnSettings
+from models.job import LearnSettings
+from models.learner import Learner
 from models.registry import Registry
 from streams.errors import BrokerError
 from streams.settings import load_settings

@@ -5,7 +5,7 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from models.finetune import Step
-from models.learner import Outcome
+from models.job import Outcome
 from streams.trainer_metrics import Scalars
 
 

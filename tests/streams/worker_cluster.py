@@ -22,7 +22,8 @@ from models.network import Network, NetworkConfig
 from models.registry import Registry
 from state.events import TOPICS
 from state.record import decode
-from streams.kafka import admin, read_to_end, reader
+from streams.kafka import admin
+from streams.read_topic import read_to_end, reader
 from streams.settings import Settings, load_settings
 from streams.topics import CHANGELOG, INVALID_EVENTS, RECOMMENDATIONS, create_topics, topic_specs
 from tests.streams.event_log import PARTITIONS, Load, Record, Source, sources
