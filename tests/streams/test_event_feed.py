@@ -86,6 +86,36 @@ async def test_every_event_comes_once_over_restarts_and_bad_ones_are_counted(
         assert times_of(buffer) == [time_ms for *_, time_ms in rows(0, 350)]
 
 
+async def test_events_that_trickle_in_are_fetched_together(settings: Settings, tmp_path: Path) -> None:
+    """Every fetch takes the interpreter from the thread that trains."""
+    clock = asyncio.get_running_loop().time
+    with ReplayBuffer(tmp_path) as buffer:
+        feed = EventFeed(settings, buffer)
+        await feed.start()
+        try:
+            await send(settings, rows(0, 1))
+            while not (await feed.take(0.1)).events:
+                pass
+            sending = asyncio.create_task(trickle(settings, rows(1, 60)))
+            started, fetches, events = clock(), 0, 0
+            while events < 60:
+                taken = await feed.take(0.1)
+                fetches, events = fetches + bool(taken.events), events + taken.events
+            seconds = clock() - started
+            await sending
+        finally:
+            await feed.stop()
+    assert fetches <= 2 * seconds / 0.25 + 3  # at most as many, from two topics, as quarters of a second; not 60
+
+
+async def trickle(settings: Settings, events: list[tuple[str, str, int]]) -> None:
+    async with AIOKafkaProducer(**client_options(settings)) as producer:
+        for number, (user, item, time_ms) in enumerate(events):
+            value = orjson.dumps({"user_id": user, "item_id": item, "timestamp": time_ms})
+            await producer.send_and_wait(("clicks", "views")[number % 2], value, key=user.encode())
+            await asyncio.sleep(0.01)
+
+
 @pytest.mark.parametrize("broker", ["embedded"], indirect=True)
 async def test_the_buffer_knows_the_place_not_the_group(settings: Settings, tmp_path: Path) -> None:
     await send(settings, rows(0, 100))
