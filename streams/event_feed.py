@@ -24,8 +24,8 @@ from streams.settings import Settings
 from streams.topics import FORGET_USERS
 
 _MOST_EVENTS: Final = 16_384  # of one fetch: about 30 ms of work between two turns of the event loop
-# A broker answers as soon as it has a byte: hundreds of fetches a second, each of which takes the interpreter from the
-# thread that trains. Events may come a quarter of a second late here.
+# A broker answers as soon as it has a byte, and every small fetch takes the interpreter from the thread that trains.
+# Events may come a quarter of a second late here.
 _FETCH_MIN_BYTES: Final = 1 << 18
 _FETCH_MAX_WAIT_MS: Final = 250
 

@@ -1,4 +1,4 @@
-"""What a model costs: bytes of state and model, microseconds of an event."""
+"""What a model costs: bytes of state, microseconds of an event."""
 
 from collections.abc import Callable
 from typing import Any, Final
@@ -8,7 +8,6 @@ import torch
 from numpy.typing import NDArray
 
 from models.evaluation.dataset import Dataset
-from models.family.compression import bytes_of, compress
 from models.family.interface import SequenceModel, gather
 
 _COST_USERS: Final = 256
@@ -36,11 +35,3 @@ def cost(model: SequenceModel, data: Dataset, clock: Callable[[], float]) -> dic
             times["score_us"].append(clock() - stepped)
     medians = {name: round(float(np.median(taken)) / _COST_USERS * 1e6, 2) for name, taken in times.items()}
     return {"state_bytes": 4 * model.state_size, "parameters": model.parameters, **medians}
-
-
-def size(model: SequenceModel, name: str) -> int:
-    """Bytes of a model as it is stored."""
-    kind = name.partition(":")[2]
-    if kind and kind != "dynamic":  # the model computes with what it was rounded to, as floats
-        return compress(model, kind).size  # type: ignore[arg-type]
-    return bytes_of(model)

@@ -6,7 +6,7 @@ from typing import Any, Final
 
 from models.evaluation.dataset import Dataset
 from models.evaluation.splits import Split, subset
-from models.family.compression import compress
+from models.family.compression import bytes_of, compress
 from models.family.ensemble import Ensemble
 from models.family.interface import Lesson, SequenceModel, Tasks
 from models.family.neighbours import SessionKnn
@@ -85,6 +85,7 @@ class Fits:
         self._teaching = teaching
         self._data, self._settings, self._clock, self._shared = data, settings, clock, shared
         self._fitted: dict[tuple[str, int], tuple[SequenceModel, float]] = {}
+        self._stored: dict[str, int] = {}  # bytes of smaller copies, which compute with floats again
 
     def fit(self, name: str, lesson: Lesson) -> tuple[SequenceModel, float]:
         """A model fitted to a lesson, and the seconds that took, those of shared fits included."""
@@ -95,7 +96,15 @@ class Fits:
             if self._shared:
                 self._fitted[base, lesson.seed] = found
         model, seconds = found
-        return (compress(model, kind).model if kind else model), seconds  # type: ignore[arg-type]
+        if not kind:
+            return model, seconds
+        small = compress(model, kind)  # type: ignore[arg-type]
+        self._stored[name] = small.size
+        return small.model, seconds
+
+    def size(self, name: str, model: SequenceModel) -> int:
+        """Bytes of a model that was fitted here, as it is stored."""
+        return self._stored[name] if name in self._stored else bytes_of(model)
 
     def _new(self, base: str, lesson: Lesson) -> tuple[SequenceModel, float]:
         given = self._settings.get(base, {})

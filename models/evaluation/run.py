@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from models.evaluation.cost import cost, size
+from models.evaluation.cost import cost
 from models.evaluation.dataset import Dataset
 from models.evaluation.fitting import SEEDLESS, Fits, Teaching, lesson_of
 from models.evaluation.intervals import intervals, segments
@@ -126,7 +126,7 @@ def evaluate(
                 raise
             body["interrupted"] = name
             break
-        body["models"][name] = _figures(data, name, outcome, split, background, settings)
+        body["models"][name] = _figures(data, name, outcome, split, background, settings, fits)
         for number, judgement in enumerate(outcome.judgements):
             (keep or _forget)(name, settings.first_seed + number, judgement)
         report(name, 1.0, "")
@@ -197,7 +197,13 @@ def _run(data: Dataset, name: str, split: Split, settings: Settings, report: Rep
 
 
 def _figures(
-    data: Dataset, name: str, outcome: Outcome, split: Split, background: Background, settings: Settings
+    data: Dataset,
+    name: str,
+    outcome: Outcome,
+    split: Split,
+    background: Background,
+    settings: Settings,
+    fits: Fits,
 ) -> dict[str, Any]:
     assert outcome.model is not None
     events = outcome.judgements[0].events
@@ -234,7 +240,7 @@ def _figures(
     heads = mean_of(outcome.heads)
     if heads:
         figures["heads"] = heads
-    figures["cost"] = {**cost(outcome.model, data, settings.clock), "model_bytes": size(outcome.model, name)}
+    figures["cost"] = {**cost(outcome.model, data, settings.clock), "model_bytes": fits.size(name, outcome.model)}
     source = getattr(outcome.model, "text_source", None)
     if source is not None:
         figures["text"] = source

@@ -63,18 +63,19 @@ def compress(model: SequenceModel, kind: Kind) -> Compressed:
         True
     """
     require_kind((model.inner if isinstance(model, InSessions) else model).name, kind)
+    copy = rebuild(model.name, model.settings())
+    if kind == "dynamic":
+        copy.restore(model.tensors())
+        _compute_in_bytes(copy.inner if isinstance(copy, InSessions) else copy)
+        return Compressed(copy, bytes_of(copy), bytes_of(model))
     tensors, size = dict[str, Tensor](), 0
     for name, tensor in model.tensors().items():
-        if kind == "dynamic" or tensor.ndim < 2 or not tensor.is_floating_point() or not tensor.numel():
+        if tensor.ndim < 2 or not tensor.is_floating_point() or not tensor.numel():
             tensors[name], kept = tensor, tensor.numel() * tensor.element_size()
         else:
             tensors[name], kept = _ROUNDED[kind](tensor)
         size += kept
-    copy = rebuild(model.name, model.settings())
     copy.restore(tensors)
-    if kind == "dynamic":
-        _compute_in_bytes(copy.inner if isinstance(copy, InSessions) else copy)
-        size = bytes_of(copy)
     return Compressed(copy, size, bytes_of(model))
 
 

@@ -48,6 +48,7 @@ class Int8Linear(nn.Module):
         """(..., D) to (..., G)."""
         rows = x.flatten(0, -2)  # (N, D)
         scale = _scale(rows)
+        # Private, but what torch's own quantisation calls; on the CPU it takes any shape.
         product = torch._int_mm(_rounded(rows, scale), self.weight)  # (N, G) int32
         return (product.to(x.dtype) * scale * self.scale + self.bias).view(*x.shape[:-1], -1)
 

@@ -87,7 +87,7 @@ async def test_every_event_comes_once_over_restarts_and_bad_ones_are_counted(
 
 
 async def test_events_that_trickle_in_are_fetched_together(settings: Settings, tmp_path: Path) -> None:
-    """Every fetch takes the interpreter from the thread that trains."""
+    """Every fetch takes the interpreter from the thread that trains. (The embedded broker holds fetches anyway.)"""
     clock = asyncio.get_running_loop().time
     with ReplayBuffer(tmp_path) as buffer:
         feed = EventFeed(settings, buffer)
