@@ -1,5 +1,6 @@
 """What `python -m models.train` can be told."""
 
+import os
 from argparse import ArgumentParser, BooleanOptionalAction, Namespace, RawDescriptionHelpFormatter
 from collections.abc import Sequence
 from typing import Final
@@ -32,7 +33,12 @@ def parse(argv: Sequence[str] | None) -> Namespace:
     )
     add = parser.add_argument
     add("events", metavar="EVENTS", help="a table, or a trainer's sample (.replay)")
-    add("--registry", default="data/registry", help="directory or fsspec URL (default: %(default)s)")
+    registry = os.environ.get("RECSTREAM_REGISTRY") or "data/registry"
+    add(
+        "--registry",
+        default=registry,
+        help="directory or fsspec URL (default: $RECSTREAM_REGISTRY, else data/registry)",
+    )
     add(
         "--from",
         dest="parent",

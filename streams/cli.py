@@ -34,7 +34,7 @@ app = typer.Typer(
     help="Recommendations from a stream of clicks, views and purchases, fresh after every event.\n\n"
     "`recstream demo` shows everything at once with a broker of its own. With a Kafka of yours: `recstream doctor`, "
     "`recstream topics create`, `recstream fit`, `recstream worker`, `recstream replay`, `recstream tail`.\n\n"
-    "Every setting is an environment variable `RECSTREAM_<NAME>`, a line in .env, or an option of the command.",
+    "Settings are environment variables `RECSTREAM_<NAME>` or lines in .env; options of a command go before both.",
 )
 app.add_typer(topics_cli.app, name="topics")
 app.add_typer(models_cli.app, name="models")
@@ -103,8 +103,8 @@ def worker(
     """Serve: read events, advance each user's state, write recommendations. Stop it with Ctrl-C or TERM.
 
     One process uses one core. `--workers N` runs N of them, restarts what dies and stops all cleanly; workers on
-    other hosts join by themselves. Without a model in the registry it recommends by decayed popularity and switches
-    to the first model as soon as there is one.
+    other hosts join by themselves. Without a model in the registry it recommends by transitions and popularity and
+    switches to the first model as soon as there is one.
 
     Example: `recstream worker --workers 4 --brokers kafka:9092 --registry s3://models/shop`
     """

@@ -4,6 +4,7 @@ One call serves all partitions of a round: at 2,000 events/s a round has a handf
 arithmetic, are what it costs. Runs in the compute thread, or on the event loop for a few events; nothing here waits.
 """
 
+import logging
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -24,6 +25,9 @@ from streams.record_batch import Blobs, EncodedBatch, encode_batches
 from streams.round_events import RoundEvents, round_events
 
 _PUBLISH_EVENTS: Final = 4096
+_SECONDS: Final = (500_000_000, 100_000_000_000)  # since 1985 in seconds; in milliseconds before March 1973
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(slots=True)
@@ -66,6 +70,7 @@ class Compute:
         self._names = {0: recommender.model_version}  # fingerprint 0: lists made before there was a model
         self._noted: list[_Note] = []
         self._noted_events = 0
+        self._warned = False
 
     def round(self, work: Sequence[tuple[Partition, Sequence[RecordBatch]]]) -> list[Produced]:
         """Everything the waiting records of some partitions lead to.
@@ -85,6 +90,7 @@ class Compute:
         if any(partition.erasures.barring for partition in partitions):
             events = self._not_erased(partitions, events)
         if len(events.batch):
+            self._warn_of_seconds(events.batch.times_ms)
             named = self._pseudonyms.rename(events.batch)
             advanced = self.recommender.advance_all([partition.store for partition in partitions], named, events.bounds)
             now_ms = time.time_ns() // 1_000_000
@@ -101,6 +107,16 @@ class Compute:
             self.metrics.dead_letters.labels(bad.reason).inc()
             self.metrics.events.labels(batch.topic, "rejected").inc()
             produced[place].dead_letters.append(dead_letter(batch, bad))
+
+    def _warn_of_seconds(self, times_ms: NDArray[np.int64]) -> None:
+        earliest = int(times_ms.min())
+        if not self._warned and _SECONDS[0] <= earliest < _SECONDS[1]:
+            self._warned = True
+            log.warning(
+                "timestamp %d is in %d: it looks like seconds, the unit is milliseconds",
+                earliest,
+                1970 + earliest // 31_556_952_000,
+            )
 
     def _not_erased(self, partitions: list[Partition], events: RoundEvents) -> RoundEvents:
         """Leave out events that are older than their user's request to be forgotten."""

@@ -133,7 +133,7 @@ def _model(settings: Settings) -> Iterator[Check]:
         yield Check(
             "model",
             "warn",
-            f"none in {settings.registry}: workers recommend by popularity",
+            f"none in {settings.registry}: workers recommend by transitions and popularity",
             "recstream fit FILE publishes a first one",
         )
         return

@@ -1,4 +1,4 @@
-"""Command options shared by several commands. Each setting `RECSTREAM_<NAME>` is `--<name>` where a command uses it."""
+"""Command options shared by several commands. A setting `RECSTREAM_<NAME>` that is one is called `--<name>`."""
 
 from pathlib import Path
 from typing import Annotated

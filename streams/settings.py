@@ -1,4 +1,4 @@
-"""The one settings object: environment variables `RECSTREAM_*`, a `.env` file, or the same names as command options."""
+"""The one settings object: environment variables `RECSTREAM_*` or a `.env` file, some of them command options too."""
 
 from pathlib import Path
 from typing import Any, Literal
@@ -11,8 +11,10 @@ from state.pseudonyms import MIN_KEY_CHARACTERS
 from streams.errors import SettingsError
 from streams.secrets import SUFFIX, fill_in
 
-__all__ = ["PREFIX", "SECRETS", "Settings", "SettingsError", "load_settings"]
+__all__ = ["OPTIONS", "PREFIX", "SECRETS", "Settings", "SettingsError", "load_settings"]
 PREFIX = "RECSTREAM_"
+# Those that `streams.options` makes options of the commands that use them.
+OPTIONS = ("brokers", "registry", "state_dir", "http_port", "partitions", "replication", "top_k", "emit")
 SECRETS = ("sasl_password", "oauth_client_secret", "ssl_key_password", "pseudonym_key")
 _LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
@@ -175,11 +177,15 @@ def load_settings(**overrides: Any) -> Settings:
     except ValidationError as error:
         problems = "; ".join(_problem(item) for item in error.errors())
         name = str(error.errors()[0]["loc"][0])
-        option = f"{PREFIX}{name.upper()}{SUFFIX.upper()}" if name in SECRETS else f"--{name.replace('_', '-')}"
+        variables = [f"{PREFIX}{name.upper()}"]
+        if name in SECRETS:
+            variables.append(f"{PREFIX}{name.upper()}{SUFFIX.upper()}")
+        elif name in OPTIONS:
+            variables.append(f"--{name.replace('_', '-')}")
         raise SettingsError(
             what="settings are invalid",
             why=problems,
-            fix=f"set {PREFIX}{name.upper()} or {option} to a valid value",
+            fix=f"set {' or '.join(variables)} to a valid value",
         ) from None  # its text has every value in it, secrets too
 
 

@@ -101,6 +101,17 @@ def test_bad_events_become_dead_letters_and_good_ones_beside_them_are_answered(g
     assert rounds.sample("events_total", topic="views", outcome="applied") == 1
 
 
+def test_times_that_look_like_seconds_are_warned_of_once(record_batch, caplog):
+    rounds = Rounds()
+    rounds(record_batch("clicks", [("u1", "i1", 1, T0), ("u2", "i1", 2, 7)]))
+    assert not caplog.records
+    for offset in (3, 4):
+        rounds(record_batch("clicks", [("u1", "i2", offset, T0 // 1000)]))
+    assert [record.getMessage() for record in caplog.records] == [
+        "timestamp 1700000000 is in 1970: it looks like seconds, the unit is milliseconds"
+    ]
+
+
 def test_a_round_of_bad_events_only(record_batch):
     rounds = Rounds()
     produced = rounds(RecordBatch("views", 3, [0, 1], [0, 0], [None, b"k"], [b"x", None], 2))

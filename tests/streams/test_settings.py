@@ -1,9 +1,11 @@
 import os
 from pathlib import Path
+from typing import Annotated, get_args, get_origin
 
 import pytest
 
-from streams.settings import Settings, SettingsError, load_settings
+from streams import options
+from streams.settings import OPTIONS, Settings, SettingsError, load_settings
 
 
 @pytest.fixture(autouse=True)
@@ -74,7 +76,14 @@ def test_an_invalid_setting_says_what_why_and_the_fix(monkeypatch, name, text):
     assert caught.value.what == "settings are invalid"
     assert f"RECSTREAM_{name}={text!r}" in caught.value.why
     assert f"RECSTREAM_{name}" in caught.value.fix
-    assert f"--{name.lower().replace('_', '-')}" in caught.value.fix
+    option = f"--{name.lower().replace('_', '-')}"
+    assert (option in caught.value.fix) == (name.lower() in OPTIONS)
+
+
+def test_options_are_those_that_commands_have():
+    shared = [get_args(kind)[1] for kind in vars(options).values() if get_origin(kind) is Annotated]
+    names = {str(option.default).removeprefix("--").replace("-", "_") for option in shared}  # typer keeps it there
+    assert names & set(Settings.model_fields) == set(OPTIONS)
 
 
 def test_every_bad_setting_is_named_at_once(monkeypatch):
