@@ -66,7 +66,7 @@ def main(
 ) -> None:
     """Rank every event of a log before it is learnt: the stream with all it has, its parts, and counting baselines.
 
-    Takes about a minute for 100,000 events, most of it for training.
+    Takes about four minutes for 100,000 events, most of it for training.
     """
     settings = load_settings()
     import torch
