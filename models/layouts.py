@@ -7,14 +7,17 @@ Recognised by their first line, never by their name:
 | MovieLens-100K `u.data` | `196<tab>242<tab>3<tab>881250949` |
 | MovieLens `ratings.dat` | `1::1193::5::978300760` |
 | MovieLens `ratings.csv` | `userId,movieId,rating,timestamp` |
-| Amazon ratings | `A39HTATAQ9V7YF,0205616461,5.0,1369699200`, with or without a header |
+| Amazon ratings | `A39HTATAQ9V7YF,0205616461,5.0,1369699200`, the item first as in 2018, or with a header |
 | Amazon reviews | JSON lines with reviewerID, asin, overall, unixReviewTime, or user_id, parent_asin, rating |
 | RetailRocket `events.csv` | `timestamp,visitorid,event,itemid,transactionid` |
 | Yoochoose clicks, buys | `1,2014-04-07T10:51:09.277Z,214536502,0`, `4,2014-04-06T18:44:58.314Z,214537888,12462,1` |
 | Diginetica views | `sessionId;userId;itemId;timeframe;eventdate` |
 | RecBole atomic files | `user_id:token<tab>item_id:token<tab>timestamp:float` |
+
+Tables separated by semicolons, with decimal commas or not, and tables in Latin-1 are understood too.
 """
 
+import io
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -23,7 +26,7 @@ from typing import Final
 
 import polars as pl
 
-from models.table_files import TableFile
+from models.table_files import TableError, TableFile
 
 _NUMBER: Final = r"\d+(?:\.\d+)?"
 _TIME: Final = r"\d{4}-\d\d-\d\d[T ][\d:.]+Z?"
@@ -43,14 +46,17 @@ _NAMES: Final[Mapping[str, tuple[str, ...]]] = {
     ),
     "item_id": (
         "itemid", "item", "iid", "movieid", "parentasin", "asin", "productid", "product", "sku", "articleid", "songid",
-        "trackid", "bookid", "newsid", "videoid", "stockcode", "contentid",
+        "trackid", "bookid", "isbn", "newsid", "videoid", "stockcode", "contentid",
     ),
     "timestamp": (
-        "time", "ts", "datetime", "unixreviewtime", "eventtime", "createdat", "date", "unixtime", "invoicedate",
-        "eventdate",
+        "timestamp", "time", "ts", "datetime", "unixreviewtime", "eventtime", "createdat", "date", "unixtime",
+        "invoicedate", "eventdate", "eventtimestamp", "clicktimestamp", "unixtimestamp", "timestampms", "clicktime",
+        "dateadded", "addedat", "tdat", "orderdate", "purchasedate", "reviewdate", "reviewtime",
     ),
-    "event_type": ("event", "eventname", "action", "behavior", "behaviour", "behaviortype", "interactiontype", "type"),
-    "rating": ("overall", "stars", "score"),
+    "event_type": (
+        "eventtype", "event", "eventname", "action", "behavior", "behaviour", "behaviortype", "interactiontype", "type",
+    ),
+    "rating": ("rating", "overall", "stars", "score", "bookrating"),
 }  # fmt: skip
 
 
@@ -80,24 +86,31 @@ def recognise(path: Path, columns: Mapping[str, str] | None, folder: Path) -> La
     Raises:
         TableError: The table cannot be opened.
     """
-    table = TableFile(path)
+    table, notes = TableFile(path), list[str]()
     first = table.data[:65_536].split(b"\n", 1)[0].decode("utf-8", "replace").strip()
     if table.format in ("csv", "tsv"):
         for name, pattern, separator, names in _BARE:
             if re.fullmatch(pattern, first):
                 copy = folder / f"{path.name.split('.')[0]}.tsv"
+                turned = name == "Amazon ratings" and _items_first(table.data)
+                titles = (names[1], names[0], *names[2:]) if turned else names
                 rows = table.data.replace(separator.encode(), b"\t")
-                copy.write_bytes("\t".join(names).encode() + b"\n" + rows)
-                return Layout(copy, dict(columns or {}), [f"read as {name}"])
+                copy.write_bytes("\t".join(titles).encode() + b"\n" + rows)
+                return Layout(copy, dict(columns or {}), [f"read as {name}{', items first' if turned else ''}"])
+        if not _is_utf8(table.data):
+            copy = folder / f"latin-{path.name.removesuffix('.gz')}"
+            copy.write_bytes(table.data.decode("latin-1").encode())
+            path, table = copy, TableFile(copy)
+            notes.append("not UTF-8: read as Latin-1")
         if ";" in first and "," not in first and "\t" not in first:
-            copy = folder / f"{path.name.split('.')[0]}.tsv"
-            copy.write_bytes(table.data.replace(b";", b"\t"))
+            copy = folder / f"{path.name.split('.')[0]}.csv"
+            _without_semicolons(table, copy)
             path, table = copy, TableFile(copy)
             if {"sessionId", "itemId", "timeframe", "eventdate"} <= set(table.header()):
                 _diginetica(table, copy)
                 return Layout(copy, dict(columns or {}), ["read as Diginetica: a session is a user"])
-    found, notes = dict(columns or {}), list[str]()
     header = table.header()
+    found = dict(columns or {})
     taken = {*found.values(), *(name for name in _NAMES if name in header)}
     for ours, usual in _NAMES.items():
         if ours in found or ours in header:
@@ -108,7 +121,42 @@ def recognise(path: Path, columns: Mapping[str, str] | None, folder: Path) -> La
             found[ours] = match
             taken.add(match)
             notes.append(f"column {match} is read as {ours}")
+    if not {"timestamp", found.get("timestamp")} & set(header):
+        notes.append(f"no column is known to hold times; there are {', '.join(header[:20])}")
     return Layout(path, found, notes)
+
+
+def _items_first(data: bytes) -> bool:
+    """Whether Amazon's ids of products (10 characters; users' have more) stand in the first column."""
+    rows = [line.split(b",", 2) for line in data[:65_536].splitlines()[:-1] or data.splitlines()]
+    first, second = ({len(row[column]) for row in rows if len(row) > 1} for column in (0, 1))
+    return first == {10} and second != {10}
+
+
+def _is_utf8(data: bytes) -> bool:
+    try:
+        data.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
+def _without_semicolons(table: TableFile, copy: Path) -> None:
+    """Write a table that semicolons separate as CSV, with decimal points for the commas such tables often have.
+
+    Raises:
+        TableError: The rows do not fit the header.
+    """
+    try:
+        frame = pl.read_csv(io.BytesIO(table.data), separator=";", infer_schema=False)
+    except pl.exceptions.PolarsError as exc:
+        what = f"The table {table.path} is not readable with semicolons as separators"
+        raise TableError(what, str(exc).strip().splitlines()[0], "Check its quotation marks and rows") from exc
+    for name in frame.columns:
+        known = frame[name].drop_nulls()
+        if len(known) and known.str.contains(r"^\s*-?\d+(,\d+)?\s*$").all():
+            frame = frame.with_columns(pl.col(name).str.replace(",", "."))
+    frame.write_csv(copy)
 
 
 def _diginetica(table: TableFile, copy: Path) -> None:
@@ -117,4 +165,4 @@ def _diginetica(table: TableFile, copy: Path) -> None:
     moment = pl.col("eventdate").str.to_datetime("%Y-%m-%d", strict=False, time_unit="ms").dt.epoch("ms")
     frame.select(
         user_id="sessionId", item_id="itemId", timestamp=moment + pl.col("timeframe").cast(pl.Int64, strict=False)
-    ).write_csv(copy, separator="\t")
+    ).write_csv(copy)

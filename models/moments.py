@@ -1,4 +1,4 @@
-"""Times of a table's column: epoch seconds or milliseconds, fractional too, ISO 8601, or typed dates."""
+"""Times of a table's column: epoch seconds to nanoseconds, ISO 8601 and other usual ways to write them, typed dates."""
 
 from datetime import UTC, datetime
 from typing import Final
@@ -8,6 +8,13 @@ import polars as pl
 MILLISECONDS_ABOVE: Final = 1e11  # as seconds the year 5138, as milliseconds 1973
 MICROSECONDS_ABOVE: Final = 1e14  # as milliseconds the year 5138
 NANOSECONDS_ABOVE: Final = 1e17
+_WRITTEN: Final = (  # other ways of writing times; where several read as many, the first counts
+    "%m/%d/%Y %H:%M", "%d/%m/%Y %H:%M", "%m/%d/%Y %H:%M:%S", "%d/%m/%Y %H:%M:%S", "%m/%d/%Y", "%d/%m/%Y",
+    "%Y/%m/%d %H:%M:%S", "%Y/%m/%d %H:%M", "%Y/%m/%d", "%d.%m.%Y %H:%M:%S", "%d.%m.%Y %H:%M", "%d.%m.%Y",
+    "%d-%m-%Y %H:%M:%S", "%d-%m-%Y %H:%M", "%d-%m-%Y", "%m %d, %Y", "%b %d, %Y", "%B %d, %Y",
+    "%a %b %d %H:%M:%S %z %Y",
+)  # fmt: skip
+_DAYS: Final = (19_000_101, 21_001_231)  # whole numbers in between are YYYYMMDD: as seconds they are a few days of 1970
 LATEST_MS: Final = 253_402_300_799_999  # the end of the year 9999, the last that ISO 8601 and datetime can write
 
 
@@ -15,7 +22,7 @@ def moments_ms(column: pl.Series) -> pl.Series:
     """Milliseconds since the epoch (N,), Int64; null where a value cannot be read or lies outside 1970-9999.
 
     The unit is decided once for the whole column, by its median, so that one damaged value cannot turn seconds into
-    milliseconds. ISO 8601 times without an offset are UTC.
+    milliseconds. Times without an offset are UTC. Where months and days cannot be told apart, months come first.
 
     Args:
         column: Strings, numbers or a temporal type (N,).
@@ -33,12 +40,14 @@ def moments_ms(column: pl.Series) -> pl.Series:
     else:
         numbers = column.cast(pl.Float64, strict=False)
         numbers = numbers.set(~numbers.is_finite(), None)
-        if 2 * numbers.count() >= column.count():
+        if _are_days(numbers):
+            times = _days_ms(numbers)
+        elif 2 * numbers.count() >= column.count():
             times = (numbers * _milliseconds_per_unit(numbers)).round().cast(pl.Int64, strict=False)
         else:
             words = column.cast(pl.String)
             distinct = words.drop_nulls().unique()
-            parsed = pl.Series([_iso_ms(word) for word in distinct], dtype=pl.Int64)
+            parsed = _words_ms(distinct)
             times = words.replace_strict(distinct, parsed, default=None, return_dtype=pl.Int64)
     return times.set(~times.is_between(0, LATEST_MS), None)
 
@@ -53,9 +62,37 @@ def _milliseconds_per_unit(numbers: pl.Series) -> float:
     return 1.0 if size > MILLISECONDS_ABOVE else 1e3
 
 
+def _are_days(numbers: pl.Series) -> bool:
+    if not numbers.count() or not numbers.drop_nulls().is_between(*_DAYS).all():
+        return False
+    return _days_ms(numbers).null_count() == numbers.null_count()
+
+
+def _days_ms(numbers: pl.Series) -> pl.Series:
+    """Milliseconds of days written 20240531, null where there is no such day."""
+    days = numbers.cast(pl.Int64, strict=False)
+    words = days.set(days != numbers, None).cast(pl.String)
+    return words.str.to_date("%Y%m%d", strict=False).cast(pl.Datetime("ms")).cast(pl.Int64)
+
+
+def _words_ms(words: pl.Series) -> pl.Series:
+    """Milliseconds of times in words: ISO 8601, or where it reads none of them the way that reads most."""
+    best = pl.Series([_iso_ms(word) for word in words], dtype=pl.Int64)
+    if best.count():
+        return best
+    for way in _WRITTEN:
+        zoned = "%z" in way
+        read = words.str.to_datetime(way, strict=False, time_unit="ms", time_zone="UTC" if zoned else None).cast(
+            pl.Int64
+        )
+        if read.count() > best.count():
+            best = read
+    return best
+
+
 def _iso_ms(text: str) -> int | None:
     try:
-        moment = datetime.fromisoformat(text)
+        moment = datetime.fromisoformat(text.removesuffix(" UTC"))
     except ValueError:
         return None
     if moment.tzinfo is None:

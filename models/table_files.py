@@ -1,13 +1,16 @@
 """Files of tables: CSV, TSV, JSON lines, Parquet and RecBole atomic files, plain or gzipped, as columns of text."""
 
+import csv
 import gzip
 import io
 import re
 import zlib
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
+import orjson
 import polars as pl
 
 from state.errors import RecstreamError
@@ -16,6 +19,8 @@ _SUFFIXES: Final = {
     ".csv": "csv", ".tsv": "tsv", ".tab": "tsv", ".inter": "tsv", ".item": "tsv", ".user": "tsv",
     ".jsonl": "json", ".ndjson": "json", ".json": "json", ".parquet": "parquet", ".pq": "parquet",
 }  # fmt: skip
+_BOM: Final = b"\xef\xbb\xbf"
+_UTF16: Final = (b"\xff\xfe", b"\xfe\xff")
 _ATOMIC: Final = re.compile(r":(token|token_seq|float|float_seq)$")  # RecBole headers: user_id:token
 
 
@@ -27,10 +32,11 @@ class TableFile:
     """One file in memory: its bytes, its format and its header.
 
     The format comes from the name's ending and, where that says nothing, from the first line. TSV is read without
-    quoting, so a stray quotation mark in a title does not swallow the rows behind it.
+    quoting, so a stray quotation mark in a title does not swallow the rows behind it. A byte order mark is taken off,
+    UTF-16 is turned into UTF-8, and one JSON array of objects into lines.
 
     Raises:
-        TableError: The file is missing, empty or a damaged gzip file.
+        TableError: The file is missing, empty, no table or a damaged gzip file.
     """
 
     def __init__(self, path: Path) -> None:
@@ -42,31 +48,80 @@ class TableFile:
         except FileNotFoundError as exc:
             what = f"There is no table at {path}"
             raise TableError(what, "", "Check the path") from exc
+        except IsADirectoryError as exc:
+            what = f"{path} is a folder"
+            raise TableError(what, "a table is one file", "Name the file in it") from exc
         except (OSError, EOFError, zlib.error) as exc:
             what = f"The table {path} cannot be read"
             raise TableError(what, str(exc), "Check its permissions, or compress it again") from exc
         if not data.strip():
             what = f"The table {path} is empty"
             raise TableError(what, "it has no header and no rows", "Give a file with rows")
-        self.data = data
+        if data[:4] == b"PK\x03\x04":
+            what = f"{path} is a ZIP archive"
+            raise TableError(what, "a table is plain or gzipped", f"unzip {path}, and name the file that was in it")
+        if data[:2] in _UTF16:
+            data = data.decode("utf-16", "replace").encode()
+        self.data = data.removeprefix(_BOM)
         self.format = self._format()
+        if self.format == "json" and self.data.lstrip()[:1] == b"[":
+            self.data = self._lines_of_array()
 
     def header(self) -> list[str]:
         """Column names, as the file has them (RecBole's type suffixes taken off)."""
         return [_ATOMIC.sub("", name) for name in self._raw_header()]
 
     def read(self, names: list[str]) -> pl.DataFrame:
-        """The named columns; text formats give strings only."""
-        if self.format == "json":
-            frame = pl.read_ndjson(io.BytesIO(self.data), schema=dict.fromkeys(names, pl.String()))
-        elif self.format == "parquet":
-            frame = pl.read_parquet(io.BytesIO(self.data), columns=names)
-        else:
-            raw = self._raw_header()
-            wanted = [column for column in raw if _ATOMIC.sub("", column) in names]
-            frame = pl.read_csv(io.BytesIO(self.data), columns=wanted, **self._dialect())  # type: ignore[arg-type]
-            frame = frame.rename({column: _ATOMIC.sub("", column) for column in wanted})
-        return frame.select(names)
+        """The named columns; text formats give strings only.
+
+        Raises:
+            TableError: The content is not what the format wants.
+        """
+        with self._readable():
+            if self.format == "json":
+                frame = pl.read_ndjson(io.BytesIO(self.data), schema=dict.fromkeys(names, pl.String()))
+            elif self.format == "parquet":
+                frame = pl.read_parquet(io.BytesIO(self.data), columns=names)
+            else:
+                # Every column is read: of some only, polars does not see that a row has too many fields, and shifts it.
+                try:
+                    frame = pl.read_csv(io.BytesIO(self.data), **self._dialect())  # type: ignore[arg-type]
+                except pl.exceptions.ComputeError:
+                    even = io.BytesIO(self._without_blank_ends())
+                    frame = pl.read_csv(even, **self._dialect())  # type: ignore[arg-type]
+                frame = frame.rename({column: _ATOMIC.sub("", column) for column in frame.columns})
+            return frame.select(names)
+
+    @contextmanager
+    def _readable(self) -> Iterator[None]:
+        try:
+            yield
+        except (pl.exceptions.PolarsError, OSError, UnicodeDecodeError, csv.Error) as exc:
+            what = f"The table {self.path} is not readable as {self.format}"
+            why = str(exc).strip().splitlines()[0] if str(exc).strip() else type(exc).__name__
+            raise TableError(what, why, "Check the file, its name's ending and that it is UTF-8") from exc
+
+    def _without_blank_ends(self) -> bytes:
+        """The rows without blank fields behind the header's last; one that has more there is refused by its number."""
+        dialect = {"delimiter": "\t", "quoting": csv.QUOTE_NONE} if self.format == "tsv" else {}
+        out = io.StringIO()
+        rows, write = csv.reader(io.StringIO(self.data.decode(), newline=""), **dialect), csv.writer(out, **dialect)  # type: ignore[arg-type]
+        header = next(rows)
+        write.writerow(header)
+        for row in rows:
+            if any(field.strip() for field in row[len(header) :]):
+                what = f"Line {rows.line_num} of {self.path} has {len(row)} fields"
+                why = f"the header has {len(header)}: {', '.join(header)}"
+                raise TableError(what, why, "Put values that hold the separator in quotation marks, or mend the line")
+            write.writerow(row[: len(header)])
+        return out.getvalue().encode()
+
+    def _lines_of_array(self) -> bytes:
+        try:
+            return b"\n".join(orjson.dumps(entry) for entry in orjson.loads(self.data))
+        except orjson.JSONDecodeError as exc:
+            what, fix = f"The table {self.path} is not readable as JSON", "Check that the file is whole"
+            raise TableError(what, str(exc), fix) from exc
 
     def _format(self) -> str:
         if self.data[:4] == b"PAR1":
@@ -76,20 +131,21 @@ class TableFile:
         if known:
             return known
         first = self.data[:65_536].split(b"\n", 1)[0]
-        return "json" if first.lstrip().startswith(b"{") else "tsv" if b"\t" in first else "csv"
+        return "json" if first.lstrip()[:1] in (b"{", b"[") else "tsv" if b"\t" in first else "csv"
 
     def _dialect(self) -> dict[str, object]:
         tsv = self.format == "tsv"
         return {"infer_schema": False, "separator": "\t" if tsv else ",", "quote_char": None if tsv else '"'}
 
     def _raw_header(self) -> list[str]:
-        if self.format == "parquet":
-            return list(pl.read_parquet_schema(io.BytesIO(self.data)))
-        if self.format == "json":
-            lines = io.BytesIO(self.data)
-            sample = b"".join(line for line, _ in zip(lines, range(1000), strict=False))
-            return pl.read_ndjson(io.BytesIO(sample), infer_schema_length=None).columns
-        return pl.read_csv(io.BytesIO(self.data), n_rows=0, **self._dialect()).columns  # type: ignore[arg-type]
+        with self._readable():
+            if self.format == "parquet":
+                return list(pl.read_parquet_schema(io.BytesIO(self.data)))
+            if self.format == "json":
+                lines = io.BytesIO(self.data)
+                sample = b"".join(line for line, _ in zip(lines, range(1000), strict=False))
+                return pl.read_ndjson(io.BytesIO(sample), infer_schema_length=None).columns
+            return pl.read_csv(io.BytesIO(self.data), n_rows=0, **self._dialect()).columns  # type: ignore[arg-type]
 
 
 def read_columns(path: Path, named: Mapping[str, str], must: Collection[str]) -> pl.DataFrame:
@@ -107,20 +163,15 @@ def read_columns(path: Path, named: Mapping[str, str], must: Collection[str]) ->
         TableError: The file cannot be read, or a column of ``must`` is not in it.
     """
     source = TableFile(path)
-    try:
-        header = source.header()
-        missing = [named[name] for name in dict.fromkeys(must) if named[name] not in header]
-        if missing:
-            what = f"The table {path} has no column {', '.join(missing)}"
-            why = f"its columns are {', '.join(header[:30])}"
-            raise TableError(what, why, "Name the table's own columns, for example --columns user_id=uid,timestamp=ts")
-        present = {ours: theirs for ours, theirs in named.items() if theirs in header}
-        frame = source.read(list(dict.fromkeys(present.values())))
-        return frame.select(_text(frame[theirs], ours) for ours, theirs in present.items())
-    except (pl.exceptions.PolarsError, OSError) as exc:
-        what = f"The table {path} is not readable as {source.format}"
-        why = str(exc).strip().splitlines()[0] if str(exc).strip() else type(exc).__name__
-        raise TableError(what, why, "Check the file, its name's ending and that it is UTF-8") from exc
+    header = source.header()
+    missing = [named[name] for name in dict.fromkeys(must) if named[name] not in header]
+    if missing:
+        what = f"The table {path} has no column {', '.join(missing)}"
+        why = f"its columns are {', '.join(header[:30])}"
+        raise TableError(what, why, "Name the table's own columns, for example --columns user_id=uid,timestamp=ts")
+    present = {ours: theirs for ours, theirs in named.items() if theirs in header}
+    frame = source.read(list(dict.fromkeys(present.values())))
+    return frame.select(_text(frame[theirs], ours) for ours, theirs in present.items())
 
 
 def _text(column: pl.Series, name: str) -> pl.Series:
@@ -132,5 +183,7 @@ def _text(column: pl.Series, name: str) -> pl.Series:
     if column.dtype.is_nested():
         what = f"The column {name} does not hold plain values"
         raise TableError(what, f"its type is {column.dtype}", "Give ids, times and types as text or numbers")
+    if column.dtype == pl.Binary:
+        column = pl.Series([None if value is None else value.decode("utf-8", "replace") for value in column])
     text = column.cast(pl.String).str.strip_chars()
     return text.set(text == "", None).alias(name)

@@ -128,7 +128,8 @@ def read_table(
         rows_per_second: Pace of the times given to a table without a timestamp column.
         start_ms: Time of the first row of such a table.
         keep_missing: Keep rows whose type is blank, as `UNKNOWN_KIND`, and rows whose time is blank, at the time of
-            the row before of the same user (or behind it, at the beginning) and marked in ``untimed``.
+            the row before of the same user (or behind it, at the beginning; of any user where the user has no
+            time at all) and marked in ``untimed``.
 
     Returns:
         The events, with rows that could not be read counted in ``skipped``.
@@ -233,9 +234,11 @@ def _kinds(frame: pl.DataFrame, types: Mapping[str, int], path: Path) -> pl.Seri
 
 
 def _filled(times: pl.Series, users: pl.Series, untimed: NDArray[np.bool_]) -> pl.Series:
-    """Times with those of untimed rows taken from the user's row before, or behind where there is none before."""
+    """Times with those of untimed rows taken from a row near by, before if possible, of the user if there is one."""
     frame = pl.DataFrame({"user": users, "time": times, "untimed": untimed})
-    near = pl.col("time").forward_fill().backward_fill().over("user")
+    near = pl.coalesce(
+        pl.col("time").forward_fill().backward_fill().over("user"), pl.col("time").forward_fill().backward_fill()
+    )
     return frame.select(pl.when(pl.col("untimed")).then(near).otherwise(pl.col("time")).alias("time"))["time"]
 
 

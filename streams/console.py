@@ -22,9 +22,9 @@ def screen() -> Console:
     return Console(stderr=True, highlight=False)
 
 
-def say(text: str) -> None:
-    """Print a line for people, unbroken however narrow the terminal."""
-    screen().print(text, soft_wrap=True)
+def say(text: str, style: str = "") -> None:
+    """Print a line for people as it is, unbroken however narrow the terminal."""
+    screen().print(text, soft_wrap=True, markup=False, style=style)
 
 
 def show_error(error: RecstreamError) -> None:

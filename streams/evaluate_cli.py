@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 import orjson
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from state.errors import RecstreamError
@@ -105,7 +106,7 @@ def evaluate(
     except RecstreamError as error:
         raise SettingsError(what=error.what, why=error.why, fix=error.fix) from error
     if out is not None:
-        _require_plots()
+        _require_plots(out)
     given = _model_settings(settings or [])
     log = read_log(data, columns, types, items, limit)
     if gap is None:
@@ -125,12 +126,12 @@ def evaluate(
     console.print(_table(body))
     for more in more_tables(body):
         console.print(more)
+    if json:
+        print_json(body)
     if out is not None:
         from models.evaluation.report import write
 
         say(f"report: {write(body, out)}")
-    if json:
-        print_json(body)
     if "interrupted" in body:
         say(f"interrupted at {body['interrupted']}: the figures are of the models before it")
         raise typer.Exit(EXIT_INTERRUPTED)
@@ -198,7 +199,8 @@ class _Bars:
 
 
 def _table(body: dict[str, Any]) -> Table:
-    table = Table(title=f"{body['data']['name']}, {body['protocol']}, {body['data']['judged_events']:,} judged events")
+    name, judged = escape(body["data"]["name"]), body["data"]["judged_events"]
+    table = Table(title=f"{name}, {body['protocol']}, {judged:,} judged events")
     table.add_column("model", no_wrap=True)
     for side in ("unmasked", "masked"):
         table.add_column(f"{side}\nHR@10", justify="right", no_wrap=True)
@@ -219,9 +221,15 @@ def _table(body: dict[str, Any]) -> Table:
     return table
 
 
-def _require_plots() -> None:
+def _require_plots(out: Path) -> None:
+    """Make sure before hours of fitting that there will be a report at the end of them."""
     from importlib.util import find_spec
 
     if find_spec("matplotlib") is None:
         what, why = "--out needs matplotlib for its plots", "it is not installed"
         raise SettingsError(what, why, "pip install 'recstream[bench]', or leave --out away and use --json")
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        what = f"The folder {out} for the report cannot be made"
+        raise SettingsError(what, str(error), "Give --out another folder") from error

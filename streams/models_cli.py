@@ -50,7 +50,7 @@ def list_versions(json: options.Json = False, registry: options.Registry = None)
     _show([table], json)
     for entry in entries:
         if "damaged" in entry:
-            say(f"[red]{entry['version']} cannot be served[/]: {entry['damaged']}")
+            say(f"{entry['version']} cannot be served: {entry['damaged']}", style="red")
     if not entries:
         say(f"{store.url} holds no version; `recstream fit` makes a first one")
     if json:
@@ -172,7 +172,7 @@ def _promoted(store: "Registry") -> list[str]:
     try:
         return store.promoted()
     except VersionRefused as error:
-        say(f"[yellow]{error.what}: {error.why}[/]; fix: {error.fix}")
+        say(f"{error.what}: {error.why}; fix: {error.fix}", style="yellow")
         return []
 
 

@@ -75,6 +75,6 @@ def describe(
         Console(highlight=False).print(table)
     for state in states:
         if state.problem:
-            say(f"[red]{state.spec.name} {state.problem}[/]; fix: {state.fix}")
+            say(f"{state.spec.name} {state.problem}; fix: {state.fix}", style="red")
     if any(state.problem for state in states):
         raise typer.Exit(EXIT_FAILURE)

@@ -6,7 +6,9 @@ Unlike a stream, a table of somebody else's has columns and event types that nob
 is guessed and said (`Dataset.notes`): common names of event types, ratings as kinds, missing times.
 """
 
-from collections.abc import Mapping
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -19,13 +21,14 @@ from numpy.typing import NDArray
 from models.evaluation.items import describe
 from models.family.catalogue import Catalogue
 from models.family.coding import MISSING_GAP
-from models.layouts import recognise
+from models.layouts import Layout, recognise
 from models.sequences import Histories, histories
-from models.table_files import TableFile
+from models.table_files import TableFile, read_columns
 from models.tables import TYPES, UNKNOWN_KIND, Events, TableError, read_table
 from state.events import CLICK, PURCHASE, VIEW
 
 _NO_TIME_START_MS: Final = 1_577_836_800_000
+_MOST_TYPES: Final = 50  # no list of event types is longer
 _NO_TIME_PACE: Final = 1000.0  # rows per second of tables without times: one millisecond a row
 _SYNONYMS: Final[Mapping[str, int]] = {
     **TYPES,
@@ -50,6 +53,7 @@ class Dataset:
         notes: What was guessed or left out, for the report.
         users: User ids in the order of the histories.
         candidates: (V,) items that compete when events are judged; None for all.
+        when: (N,) place of each event in the log's order of time, ties as in the table.
     """
 
     name: str
@@ -61,6 +65,11 @@ class Dataset:
     notes: list[str] = field(default_factory=list)
     users: list[str] = field(default_factory=list)
     candidates: NDArray[np.bool_] | None = None
+    when: NDArray[np.int64] | None = None
+
+    def order(self) -> NDArray[np.int64]:
+        """Places of the events (N,) in order of time; ties as in the table where it is known, else user by user."""
+        return np.argsort(self.source.times_ms if self.when is None else self.when, kind="stable")
 
     @property
     def items(self) -> int:
@@ -88,11 +97,11 @@ def load(
     Raises:
         TableError: A table cannot be read, or no event is left.
     """
-    with TemporaryDirectory() as folder:
+    with TemporaryDirectory() as folder, _named_as(path, Path(folder)):
         layout = recognise(path, columns, Path(folder))
         notes = list(layout.notes)
         if types is None:
-            types = _guessed_types(layout.path, layout.columns, notes)
+            types = _guessed_types(layout, "event_type" in (columns or {}), notes)
         pace = {"rows_per_second": _NO_TIME_PACE, "start_ms": _NO_TIME_START_MS, "keep_missing": True}
         events = read_table(layout.path, layout.columns, types, **pace)  # type: ignore[arg-type]
     notes += [f"{count:,} rows left out: {reason}" for reason, count in events.skipped.items()]
@@ -106,6 +115,7 @@ def load(
     elif (events.times_ms == events.times_ms[0]).all():
         timed = False
         notes.append("all timestamps are equal: the order of the rows stands for time")
+        events = replace(events, times_ms=_NO_TIME_START_MS + np.arange(len(events)))
     events = events.time_ordered()
     if limit is not None and limit < len(events):
         events = events.take(np.arange(limit))
@@ -134,24 +144,44 @@ def load(
     name = path.name.split(".")[0]
     ratings = None if ratings is None else ratings[order]
     users = events.users.unique(maintain_order=True).to_list()
-    return Dataset(name, source, vocabulary, catalogue, ratings, timed, notes, users)
+    return Dataset(name, source, vocabulary, catalogue, ratings, timed, notes, users, when=order)
 
 
-def _guessed_types(path: Path, columns: Mapping[str, str] | None, notes: list[str]) -> dict[str, int] | None:
-    """Value of event_type to kind for the values in the table; None without such a column."""
-    name = (columns or {}).get("event_type", "event_type")
-    table = TableFile(path)
-    if name not in table.header():
+@contextmanager
+def _named_as(path: Path, folder: Path) -> Iterator[None]:
+    """Let errors name the table that was given, not a copy of it in a folder that is gone afterwards."""
+    try:
+        yield
+    except TableError as error:
+        told = (
+            re.sub(rf"{re.escape(str(folder))}/\S+", str(path), text) for text in (error.what, error.why, error.fix)
+        )
+        raise TableError(*told) from error
+
+
+def _guessed_types(layout: Layout, asked_for: bool, notes: list[str]) -> dict[str, int] | None:
+    """Value of event_type to kind for the values in the table; None without such a column.
+
+    Args:
+        layout: The table.
+        asked_for: Whether the user named the column; one that was only found and has no list of types is no event type.
+        notes: Told what was guessed.
+    """
+    name = layout.columns.get("event_type", "event_type")
+    if name not in TableFile(layout.path).header():
         return None
-    values = table.read([name])[name].cast(pl.String).str.strip_chars().drop_nulls().unique(maintain_order=True)
-    found = [value for value in values.to_list() if value]
+    values = read_columns(layout.path, {"event_type": name}, ("event_type",))["event_type"]
+    found = values.drop_nulls().unique(maintain_order=True).to_list()
     known = {value: _SYNONYMS[value.lower()] for value in found if value.lower() in _SYNONYMS}
     if known or not found:
         if any(value not in TYPES for value in known):
             notes.append("event types as usual: " + ", ".join(f"{v} is a {_word(k)}" for v, k in known.items()))
         return known or None
-    if len(found) > 50:  # no list of event types is that long
-        what = f"The column {name} of {path} does not look like an event type"
+    if len(found) > _MOST_TYPES and not asked_for:
+        notes.append(f"column {name} has {len(found):,} values and is no event type: all events are clicks")
+        return dict.fromkeys(found, CLICK)
+    if len(found) > _MOST_TYPES:
+        what = f"The column {name} of {layout.path} does not look like an event type"
         raise TableError(what, f"it has {len(found)} values, such as {found[0]!r}", "Map it: --types pv=views")
     notes.append(f"unknown event types are clicks: {', '.join(found)}")
     return dict.fromkeys(found, CLICK)
@@ -166,6 +196,7 @@ def _ratings(events: Events) -> NDArray[np.float32] | None:
     if "rating" not in events.extras.columns:
         return None
     ratings = events.extras["rating"].fill_null(np.nan).to_numpy().astype(np.float32)
+    ratings[~np.isfinite(ratings)] = np.nan
     return ratings if len(np.unique(ratings[np.isfinite(ratings)])) > 1 else None
 
 

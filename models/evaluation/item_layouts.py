@@ -20,7 +20,7 @@ from typing import Any, Final
 
 import polars as pl
 
-from models.table_files import TableFile
+from models.table_files import TableError, TableFile
 
 _GENRES: Final = (
     "unknown", "Action", "Adventure", "Animation", "Children's", "Comedy", "Crime", "Documentary", "Drama", "Fantasy",
@@ -63,7 +63,11 @@ def readable(path: Path, folder: Path) -> Path:
     for pattern, rewrite in _LAYOUTS.items():
         if re.match(pattern, first):
             copy = folder / f"{path.name.split('.')[0]}_items.tsv"
-            rewrite(table, path).write_csv(copy, separator="\t", quote_style="never")
+            try:
+                rewrite(table, path).write_csv(copy, separator="\t", quote_style="never")
+            except (pl.exceptions.PolarsError, IndexError, OSError) as exc:
+                what = f"The table of items {path} is not what its first line says"
+                raise TableError(what, str(exc).strip().split("\n")[0], "Check the file and those beside it") from exc
             return copy
     return path
 
@@ -117,7 +121,9 @@ def _properties(table: TableFile, path: Path) -> pl.DataFrame:
     parts = sorted(path.parent.glob(re.sub(r"part\d", "part*", path.name)))
     frames = [TableFile(part).read(["timestamp", "itemid", "property", "value"]) for part in parts]
     frame = (
-        pl.concat(frames).filter(pl.col("property") == "categoryid").with_columns(pl.col("timestamp").cast(pl.Int64))
+        pl.concat(frames)
+        .filter(pl.col("property") == "categoryid")
+        .with_columns(pl.col("timestamp").cast(pl.Int64, strict=False))
     )
     latest = frame.sort("timestamp").unique("itemid", keep="last", maintain_order=True)
     return latest.select(item_id="itemid", category="value")

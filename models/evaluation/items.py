@@ -71,8 +71,11 @@ def _described(
         for row, value in enumerate(frame[name], start=1):
             if value is not None:
                 valued[row] += tuple(f"{name}={part}" for part in _parts(name, str(value)))
-    notes = [f"items: {', '.join([*texts, *attributes]) or 'nothing usable'} from {(named_as or events).name}"]
-    return Catalogue(words or [""] * len(vocabulary), valued), notes
+    catalogue = Catalogue(words or [""] * len(vocabulary), valued)
+    told = sum(bool(text or values) for text, values in zip(catalogue.texts[1:], catalogue.attributes[1:], strict=True))
+    usable = ", ".join([*texts, *attributes]) or "nothing usable"
+    count = "" if told == len(frame) else f", of {told:,} of {len(frame):,} items"
+    return catalogue, [f"items: {usable} from {(named_as or events).name}{count}"]
 
 
 def _describes(column: pl.Series) -> bool:

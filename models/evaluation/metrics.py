@@ -187,7 +187,7 @@ def _diversity(lists: NDArray[np.int32], sketch: NDArray[np.float32]) -> float:
         return 0.0
     alike = vectors @ vectors.transpose(0, 2, 1)  # (S, L, L)
     mean = (alike.sum((1, 2)) - np.trace(alike, axis1=1, axis2=2)) / (length * (length - 1))
-    return float(1 - mean.mean())
+    return float(np.clip(1 - mean.mean(), 0, 1))  # a sketch is a little off
 
 
 def _personalisation(lists: NDArray[np.int32]) -> float:

@@ -57,7 +57,7 @@ def prequential(
         RecstreamError: There are too few events.
     """
     source = data.source
-    order = np.argsort(source.times_ms, kind="stable")  # (N,) places in order of time
+    order = data.order()
     first = int(len(order) * (1 - PREQUENTIAL_SHARE))
     if first < 1 or len(order) - first < 1:
         what = "There is nothing to judge by test-then-learn"

@@ -59,7 +59,7 @@ def split_by(data: Dataset, protocol: Protocol, most: int = JUDGED) -> tuple[Spl
     source, notes = data.source, list[str]()
     if protocol == "prequential":
         when = np.empty(len(source), np.int64)
-        when[np.argsort(source.times_ms, kind="stable")] = np.arange(len(source))
+        when[data.order()] = np.arange(len(source))
         newer = when >= int(len(source) * (1 - PREQUENTIAL_SHARE))
         split, most = Split(~newer, np.zeros_like(newer), newer), max(most, _CELLS // data.items)
     elif protocol == "leave-one-out":

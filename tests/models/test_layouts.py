@@ -51,6 +51,51 @@ def test_the_parent_product_is_the_item_of_amazon_reviews(tmp_path):
     assert load(path).vocabulary == ["", "P1", "P0"]
 
 
+@pytest.mark.parametrize(
+    "header",
+    ["UserId,ProductId,Rating,Timestamp", "USER_ID,ITEM_ID,EVENT_VALUE,TIMESTAMP", "user_id, item_id, x, timestamp"],
+)
+def test_usual_names_may_be_written_in_any_way(tmp_path, header):
+    path = tmp_path / "log.csv"
+    path.write_text(f"{header}\nu,a,1,9\nu,b,2,7\n")
+    data = load(path)
+    assert data.timed
+    assert [data.vocabulary[row] for row in data.source.items] == ["b", "a"]
+
+
+def test_items_come_first_in_amazon_ratings_of_2018(tmp_path):
+    path = tmp_path / "All_Beauty.csv"
+    path.write_text("0143026860,A1V6B6TNIC10QE,1.0,1424304000\nB00005N7P0,A2F5GHSXFQ0W6J,5.0,1418860800\n")
+    data = load(path)
+    assert data.vocabulary[1:] == ["B00005N7P0", "0143026860"]
+    assert "read as Amazon ratings, items first" in data.notes
+
+
+def test_semicolons_quotation_marks_and_decimal_commas(tmp_path):
+    path = tmp_path / "log.csv"
+    rows = ['"33";"2014-05-27";"item 2; no";"20";"4,5"', '"33";"2014-05-26";"x";"21";"3"']
+    path.write_text("\n".join(['"User-ID";"Date";"Title";"Item";"Rating"', *rows]))
+    data = load(path)
+    assert [data.vocabulary[row] for row in data.source.items] == ["21", "20"]
+    assert data.ratings.tolist() == [3, 4.5]
+    assert data.timed
+
+
+def test_latin_1_is_understood_and_said(tmp_path):
+    path = tmp_path / "log.csv"
+    path.write_bytes("user_id,item_id\nJos\xe9,a\n".encode("latin-1"))
+    data = load(path)
+    assert (data.users, data.notes[0]) == (["José"], "not UTF-8: read as Latin-1")
+
+
+def test_a_table_without_times_names_its_columns(tmp_path):
+    path = tmp_path / "log.csv"
+    path.write_text("user_id,item_id,moment_of_it\nu,a,1\n")
+    assert recognise(path, None, tmp_path).notes == [
+        "no column is known to hold times; there are user_id, item_id, moment_of_it"
+    ]
+
+
 def test_what_is_recognised_is_said(tmp_path):
     path = tmp_path / "anything.txt"
     path.write_text("\n".join(LAYOUTS["ratings.dat"]))

@@ -135,6 +135,23 @@ def test_byte_order_marks_and_windows_line_ends_are_fine(tmp_path: Path) -> None
     assert (events.users.to_list(), events.times_ms.tolist()) == (["a"], [5000])
 
 
+def test_a_json_array_is_read_like_its_lines(tmp_path: Path) -> None:
+    text = '[{"user_id": "a", "item_id": 7}, {"item_id": 8, "user_id": "b"}]'
+    for name in ("e.json", "e"):
+        events = read_table(saved(tmp_path, name, text))
+        assert (events.users.to_list(), events.items.to_list()) == (["a", "b"], ["7", "8"])
+
+
+def test_utf_16_is_read(tmp_path: Path) -> None:
+    assert read_table(saved(tmp_path, "e.csv", "user_id,item_id\nä,x\n".encode("utf-16"))).users.to_list() == ["ä"]
+
+
+def test_blank_fields_behind_the_last_column_are_no_fault(tmp_path: Path) -> None:
+    text = 'user_id,item_id\n"a,1",x,\nb,"y ""z""",,\n'
+    events = read_table(saved(tmp_path, "e.csv", text))
+    assert (events.users.to_list(), events.items.to_list()) == (["a,1", "b"], ["x", 'y "z"'])
+
+
 def test_time_order_is_stable_and_carries_every_column(tmp_path: Path) -> None:
     rows = "a,x,5,1\nb,x,3,2\na,y,5,3\na,z,3,4\n"
     events = read_table(saved(tmp_path, "e.csv", "user_id,item_id,timestamp,rating\n" + rows)).time_ordered()
@@ -152,10 +169,14 @@ def test_time_order_is_stable_and_carries_every_column(tmp_path: Path) -> None:
         ("e.csv", "uid,item_id\na,x\n", "no column user_id. its columns are uid, item_id.*--columns"),
         ("e.jsonl", '{"uid": "a", "iid": "b"}\n', "no column user_id, item_id. its columns are uid, iid"),
         ("e.csv", "user_id,item_id,event_type\na,x,cart\nb,y,fav\n", "'cart', 'fav'.*--types"),
-        ("e.csv", "user_id,item_id,timestamp\na,x,01/02/2024\n", "readable timestamp.*01/02/2024.*ISO 8601"),
+        ("e.csv", "user_id,item_id,timestamp\na,x,next week\n", "readable timestamp.*next week.*ISO 8601"),
         ("e.csv", "", "is empty"),
         ("e.csv.gz", "", "is empty"),
-        ("e.csv", "user_id,item_id\na,b,c,d\n", "not readable as csv"),
+        ("e.csv", "user_id,item_id\na,b,c,d\n", "Line 2 of .* has 4 fields. the header has 2: user_id, item_id"),
+        ("e.csv", "user_id,item_id,x,y\na,b,1,2,3\n", "Line 2 of .* has 5 fields"),
+        ("e.tsv", "user_id\titem_id\na\tb\tc\n", "Line 2 of .* has 3 fields"),
+        ("e.json", '[{"user_id": 1', "not readable as JSON"),
+        ("e.zip", "PK\x03\x04rest", "is a ZIP archive.*unzip"),
         ("e.csv", b"user_id,item_id\n\xff\xfe,b\n", "not readable as csv"),
         ("e.jsonl", '{"user_id": "a", "item_id": "b"}\nnot json\n', "not readable as json"),
         ("e.jsonl", "[1, 2]\n", "not readable as json"),
@@ -174,7 +195,7 @@ def test_tables_that_cannot_be_read_say_why_and_what_to_do(
 def test_missing_and_damaged_files_are_named(tmp_path: Path) -> None:
     with pytest.raises(TableError, match=r"There is no table at .*nothing\.csv"):
         read_table(tmp_path / "nothing.csv")
-    with pytest.raises(TableError, match="cannot be read"):
+    with pytest.raises(TableError, match="is a folder"):
         read_table(tmp_path)
     whole = gzip.compress(encoded(ROWS * 1000, "csv"))
     for damaged in (whole[: len(whole) // 2], whole[:20] + b"\0\0\0\0" + whole[24:]):
@@ -241,6 +262,25 @@ def test_iso_8601_agrees_with_datetime(moment: datetime, zone: timezone | None, 
     text = moment.replace(tzinfo=zone).isoformat(separator)
     expected = round(aware.timestamp() * 1000)
     assert moments_ms(pl.Series([text, text.replace("+00:00", "Z")])).to_list() == [expected, expected]
+
+
+@pytest.mark.parametrize(
+    ("words", "days"),
+    [
+        (["12/1/2010 8:26", "12/25/2010 8:26"], ["2010-12-01T08:26", "2010-12-25T08:26"]),
+        (["1/12/2010 8:26", "25/12/2010 8:26"], ["2010-12-01T08:26", "2010-12-25T08:26"]),
+        (["1/2/2019", "3/4/2019"], ["2019-01-02T00:00", "2019-03-04T00:00"]),  # months first where nobody can tell
+        (["05.06.2020 10:11", "never"], ["2020-06-05T10:11", None]),
+        (["01 31, 2015", "12 1, 2014"], ["2015-01-31T00:00", "2014-12-01T00:00"]),
+        (["2019-10-01 00:00:00 UTC"], ["2019-10-01T00:00"]),
+        (["Mon Oct 09 10:11:00 +0200 2017"], ["2017-10-09T08:11"]),
+        (["20240531", "20240229"], ["2024-05-31T00:00", "2024-02-29T00:00"]),
+        (["20240532", "20240229"], ["1970-08-23T06:22:12", "1970-08-23T06:17:09"]),  # no days: seconds
+    ],
+)
+def test_usual_ways_to_write_times(words: list[str], days: list[str | None]) -> None:
+    wanted = [day and int(datetime.fromisoformat(day).replace(tzinfo=UTC).timestamp() * 1000) for day in days]
+    assert moments_ms(pl.Series(words)).to_list() == wanted
 
 
 def test_typed_dates_are_utc() -> None:

@@ -88,6 +88,21 @@ def test_the_report_sets_smaller_copies_beside_the_whole_model(log, tmp_path):
     assert "share of whole" in section and "<td>1.0000" in section
 
 
+def test_a_folder_that_cannot_be_made_is_said_before_anything_is_fitted(log, tmp_path):
+    result = run(log, "--models", "popularity", "--out", log)
+    assert result.exit_code == 2
+    assert "cannot be made" in result.stderr and "popularity" not in result.stderr
+
+
+def test_what_data_hold_is_printed_as_it_is(tmp_path):
+    path = tmp_path / "x[bold]y.csv"
+    path.write_text("\n".join(["user_id,item_id,event_type", *(f"u{n % 3},i{n % 5},[/b]" for n in range(30))]))
+    result = run(path, "--models", "popularity")
+    assert result.exit_code == 0
+    assert "unknown event types are clicks: [/b]" in result.stderr
+    assert "x[bold]y, leave-one-out" in result.stdout
+
+
 def test_other_columns_and_types_are_named(tmp_path):
     path = tmp_path / "log.csv"
     lines = [

@@ -34,8 +34,12 @@ def test_unknown_event_types_are_all_clicks(tmp_path):
 
 def test_a_column_of_ids_is_no_event_type(tmp_path):
     lines = ["user_id,item_id,event_type", *(f"u,i{n},t{n}" for n in range(60))]
+    path = table(tmp_path / "a.csv", lines)
     with pytest.raises(TableError, match="does not look like an event type"):
-        load(table(tmp_path / "a.csv", lines))
+        load(path, {"event_type": "event_type"})
+    data = load(path)
+    assert "column event_type has 60 values and is no event type: all events are clicks" in data.notes
+    assert data.source.kinds.tolist() == [CLICK] * 60
 
 
 def test_named_types_are_taken_as_named(tmp_path):
@@ -72,14 +76,49 @@ def test_blank_types_and_times_are_kept_as_not_known(tmp_path):
     path = table(tmp_path / "a.csv", lines)
     data = load(path)
     named = [data.vocabulary[row] for row in data.source.items]
-    assert named == ["x", "y", "a", "b", "c", "e"]  # x stands at the time of y, b at that of a
-    assert data.source.kinds.tolist() == [CLICK, CLICK, VIEW, UNKNOWN_KIND, PURCHASE, CLICK]
-    assert data.source.gaps_seconds.tolist() == [0, -1, 0, -1, -1, 10]
-    assert {"1 events without a type", "2 events without a time", "2 rows left out: unreadable timestamp"} <= {
+    # x stands at the time of y, b at that of a; w has no time at all, z stands at that of the row before
+    assert named == ["x", "y", "z", "a", "b", "c", "e"]
+    assert data.source.kinds.tolist() == [CLICK, CLICK, VIEW, VIEW, UNKNOWN_KIND, PURCHASE, CLICK]
+    assert data.source.gaps_seconds.tolist() == [0, -1, 0, 0, -1, -1, 10]
+    assert {"1 events without a type", "3 events without a time", "1 rows left out: unreadable timestamp"} <= {
         *data.notes
     }
     plain = read_table(path, types={"view": VIEW, "click": CLICK, "buy": PURCHASE})  # the stream guesses nothing
     assert plain.untimed is None and len(plain) == 4
+
+
+def test_ties_between_users_keep_the_order_of_the_table(tmp_path):
+    rows = [("u", "a", 1), ("v", "b", 1), ("u", "c", 1), ("v", "d", 0)]
+    data = load(table(tmp_path / "a.csv", ["user_id,item_id,timestamp", *(f"{u},{i},{t}" for u, i, t in rows)]))
+    assert [data.vocabulary[row] for row in data.source.items[data.order()]] == ["d", "a", "b", "c"]
+
+
+def test_ratings_that_are_no_numbers_are_missing(tmp_path):
+    lines = ["user_id,item_id,rating", "u,a,1", "u,b,inf", "u,c,5", "u,d,nan"]
+    data = load(table(tmp_path / "a.csv", lines))
+    assert data.source.kinds.tolist() == [VIEW, UNKNOWN_KIND, PURCHASE, UNKNOWN_KIND]
+    assert np.isfinite(data.ratings).tolist() == [True, False, True, False]
+
+
+def test_errors_name_the_table_that_was_given(tmp_path):
+    path = table(tmp_path / "books.csv", ["User-ID;Colour", "1;red"])
+    with pytest.raises(TableError) as caught:
+        load(path)
+    assert str(path) in caught.value.what
+
+
+def test_items_that_describe_nothing_are_noticed(tmp_path):
+    events = table(tmp_path / "a.csv", ["user_id,item_id", "u,a", "u,b"])
+    items = table(tmp_path / "items.csv", ["item_id,title", "a,Shoe", "x,Hat"])
+    assert "items: title from items.csv, of 1 of 2 items" in load(events, items=items).notes
+
+
+def test_a_damaged_table_beside_the_events_only_leaves_items_undescribed(tmp_path):
+    events = table(
+        tmp_path / "train-item-views.csv", ["sessionId;userId;itemId;timeframe;eventdate", "1;NA;8;5;2016-05-09"]
+    )
+    table(tmp_path / "products.csv", ["itemId;pricelog2;product.name.tokens", "81;10;4875;too;many"])
+    assert any(note.startswith("items stay undescribed") for note in load(events).notes)
 
 
 def test_a_limit_keeps_the_oldest(tmp_path):
