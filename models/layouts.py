@@ -46,7 +46,8 @@ _NAMES: Final[Mapping[str, tuple[str, ...]]] = {
     ),
     "item_id": (
         "itemid", "item", "iid", "movieid", "parentasin", "asin", "productid", "product", "sku", "articleid", "songid",
-        "trackid", "bookid", "isbn", "newsid", "videoid", "stockcode", "contentid",
+        "trackid", "bookid", "isbn", "newsid", "videoid", "stockcode",
+        "contentid", "aid", "traid", "artistid", "artid",
     ),
     "timestamp": (
         "timestamp", "time", "ts", "datetime", "unixreviewtime", "eventtime", "createdat", "date", "unixtime",

@@ -10,7 +10,8 @@ MICROSECONDS_ABOVE: Final = 1e14  # as milliseconds the year 5138
 NANOSECONDS_ABOVE: Final = 1e17
 _WRITTEN: Final = (  # other ways of writing times; where several read as many, the first counts
     "%m/%d/%Y %H:%M", "%d/%m/%Y %H:%M", "%m/%d/%Y %H:%M:%S", "%d/%m/%Y %H:%M:%S", "%m/%d/%Y", "%d/%m/%Y",
-    "%Y/%m/%d %H:%M:%S", "%Y/%m/%d %H:%M", "%Y/%m/%d", "%d.%m.%Y %H:%M:%S", "%d.%m.%Y %H:%M", "%d.%m.%Y",
+    "%m/%d/%Y %I:%M:%S %p", "%Y/%m/%d %H:%M:%S", "%Y/%m/%d %H:%M", "%Y/%m/%d",
+    "%d.%m.%Y %H:%M:%S", "%d.%m.%Y %H:%M", "%d.%m.%Y",
     "%d-%m-%Y %H:%M:%S", "%d-%m-%Y %H:%M", "%d-%m-%Y", "%m %d, %Y", "%b %d, %Y", "%B %d, %Y",
     "%a %b %d %H:%M:%S %z %Y",
 )  # fmt: skip

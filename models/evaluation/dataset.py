@@ -33,9 +33,10 @@ _NO_TIME_PACE: Final = 1000.0  # rows per second of tables without times: one mi
 _SYNONYMS: Final[Mapping[str, int]] = {
     **TYPES,
     **dict.fromkeys(("pv", "impression", "detail", "page_view", "pageview", "detail_view"), VIEW),
-    **dict.fromkeys(("buy", "bought", "transaction", "order", "sale", "pay", "checkout", "conversion"), PURCHASE),
-    **dict.fromkeys(("fav", "favorite", "favourite", "like", "cart", "addtocart", "add_to_cart", "basket"), CLICK),
-    **dict.fromkeys(("interaction", "play", "listen", "watch", "read", "rating", "rate", "review", "visit"), CLICK),
+    **dict.fromkeys(("buy", "bought", "transaction", "order", "orders", "sale", "pay", "checkout"), PURCHASE),
+    "conversion": PURCHASE,
+    **dict.fromkeys(("fav", "favorite", "favourite", "like", "cart", "carts", "addtocart", "add_to_cart"), CLICK),
+    **dict.fromkeys(("basket", "interaction", "play", "listen", "watch", "read", "rating", "rate", "review", "visit"), CLICK),
 }  # fmt: skip
 
 

@@ -73,9 +73,9 @@ def _described(
                 valued[row] += tuple(f"{name}={part}" for part in _parts(name, str(value)))
     catalogue = Catalogue(words or [""] * len(vocabulary), valued)
     told = sum(bool(text or values) for text, values in zip(catalogue.texts[1:], catalogue.attributes[1:], strict=True))
-    usable = ", ".join([*texts, *attributes]) or "nothing usable"
+    usable, file = ", ".join([*texts, *attributes]), (named_as or events).name
     count = "" if told == len(frame) else f", of {told:,} of {len(frame):,} items"
-    return catalogue, [f"items: {usable} from {(named_as or events).name}{count}"]
+    return catalogue, [f"items: {usable} from {file}{count}" if usable else f"items: nothing usable from {file}"]
 
 
 def _describes(column: pl.Series) -> bool:
