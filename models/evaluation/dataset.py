@@ -34,9 +34,9 @@ _SYNONYMS: Final[Mapping[str, int]] = {
     **TYPES,
     **dict.fromkeys(("pv", "impression", "detail", "page_view", "pageview", "detail_view"), VIEW),
     **dict.fromkeys(("buy", "bought", "transaction", "order", "orders", "sale", "pay", "checkout"), PURCHASE),
-    "conversion": PURCHASE,
+    **dict.fromkeys(("conversion", "purchased"), PURCHASE), **dict.fromkeys(("basket", "carted"), CLICK),
     **dict.fromkeys(("fav", "favorite", "favourite", "like", "cart", "carts", "addtocart", "add_to_cart"), CLICK),
-    **dict.fromkeys(("basket", "interaction", "play", "listen", "watch", "read", "rating", "rate", "review", "visit"), CLICK),
+    **dict.fromkeys(("interaction", "play", "listen", "watch", "read", "rating", "rate", "review", "visit"), CLICK),
 }  # fmt: skip
 
 
