@@ -30,7 +30,7 @@ from models.softmax import Repeats, Sampler
 RATE: Final = 0.004
 SAMPLED_ABOVE: Final = 6000  # item rows; a full softmax over more would take most of the training time
 NEGATIVES: Final = 4096  # with 2048 a Transformer on Amazon Beauty ranks 1.4% worse, at the same cost of a fit
-_GBCE_NEGATIVES: Final = 256
+_GBCE_NEGATIVES: Final = 2048  # shared by a batch; its authors draw 256 for each history
 _CLIP: Final = 1.0
 _WARMUP: Final = 0.05  # share of all updates
 _FEWEST_BATCHES: Final = 100  # of an epoch: small data gets smaller batches rather than few updates
@@ -113,7 +113,10 @@ class Sequential(RepeatAware):
             counts = lesson.past.counts(self.items)
             counts[UNKNOWN_ROW] = 0
             with torch.no_grad():
-                self.module.item_bias.copy_(popularity_bias(counts))
+                bias = popularity_bias(counts)
+                if self.loss == "gbce":  # each score is a probability by itself, and most are far below a half
+                    bias -= bias[UNKNOWN_ROW + 1 :].logsumexp(0)
+                self.module.item_bias.copy_(bias)
             if lesson.tasks:
                 heads = TaskHeads(self.items, self._width(), lesson.tasks)
                 heads.prepare(Answers.of(lesson.past, lesson.tasks, lesson.ratings))

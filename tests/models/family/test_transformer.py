@@ -25,6 +25,12 @@ def test_the_transformer_learns_what_follows_what(loss):
     assert quality(model, given) > 0.7 > before + 0.2  # eight times in ten the next item is certain
 
 
+def test_gbce_begins_with_probabilities_that_sum_to_about_one():
+    model = Transformer(ITEMS, width=16, reach=5, loss="gbce")
+    model.fit(replace(lesson(walks(users=60)), report=lambda share, note: True))  # stopped after its first batch
+    assert torch.sigmoid(model.module.item_bias[1:]).sum().item() == pytest.approx(1, abs=0.1)
+
+
 def test_bert_learns_what_follows_what(monkeypatch):
     monkeypatch.setattr("models.family.sequential._MOST_EPOCHS", 30)
     given = replace(lesson(walks(users=60)), effort=0.01)
