@@ -38,6 +38,7 @@ from models.version import (
     verify,
     version_name,
 )
+from state.errors import RecstreamError
 
 __all__ = ["Registry", "Summary", "Version", "VersionRefused"]
 
@@ -57,7 +58,7 @@ class Registry:
         url: A path or any fsspec URL (``/var/models``, ``s3://bucket/models``, ``memory://models``).
 
     Raises:
-        VersionRefused: The URL's protocol is unknown or its package is not installed.
+        VersionRefused: The URL's protocol is unknown, its package is not installed, or it lacks credentials.
 
     Example:
         >>> from models.network import NetworkConfig
@@ -70,7 +71,7 @@ class Registry:
     def __init__(self, url: str | Path) -> None:
         try:
             self._fs, self._root = fsspec.core.url_to_fs(str(url))
-        except (ValueError, ImportError) as exc:
+        except Exception as exc:  # no such protocol, its package is missing, or its client finds no credentials
             what, fix = f"No model registry can be opened at {str(url)!r}", "Use a path or an installed fsspec protocol"
             raise VersionRefused(what, str(exc), fix) from exc
         self._local = isinstance(self._fs, LocalFileSystem)
@@ -249,9 +250,11 @@ class Registry:
     def _storage(self, trouble: str) -> Iterator[None]:
         try:
             yield
-        except OSError as exc:
+        except RecstreamError:
+            raise
+        except Exception as exc:  # object stores' clients have errors of their own, which are no OSError
             what = f"The model registry {self.url} {trouble}"
-            fix = "Check that the path exists, its permissions and the space left"
+            fix = "Check that the path exists and can be reached, its permissions and the space left"
             raise VersionRefused(what, str(exc) or type(exc).__name__, fix) from exc
 
     def _entries(self, folder: str = "") -> list[str]:
@@ -307,8 +310,8 @@ class Registry:
                 contents[name] = bytes(self._fs.cat_file(f"{self._root}/{version}/{name}"))
             except FileNotFoundError as exc:
                 raise refusal(version, f"the file {name} is missing") from exc
-            except OSError as exc:
-                raise refusal(version, f"the file {name} cannot be read: {exc}") from exc
+            except Exception as exc:  # as in `_storage`
+                raise refusal(version, f"the file {name} cannot be read: {str(exc) or type(exc).__name__}") from exc
         manifest = contents.pop(MANIFEST)
         verify(version, manifest, contents)
         return contents

@@ -174,6 +174,42 @@ def test_unknown_protocols_and_unwritable_places_are_refused(tmp_path: Path) -> 
         Registry(tmp_path / "file").publish(build(), WORDS, METRICS, LINEAGE)
 
 
+class EndpointConnectionError(Exception):
+    """botocore's, which s3fs lets through: no OSError."""
+
+
+@pytest.mark.parametrize("why", ["Could not connect to the endpoint URL", ""])
+def test_whatever_a_storage_raises_is_a_refusal(registry: Registry, monkeypatch: pytest.MonkeyPatch, why: str) -> None:
+    name = registry.publish(build(), WORDS, METRICS, LINEAGE)
+
+    def broken(*_: object, **__: object) -> None:
+        raise EndpointConnectionError(why)
+
+    for method in ("cat_file", "ls", "info", "makedirs"):
+        monkeypatch.setattr(registry._fs, method, broken)
+    for use in (
+        registry.current,
+        registry.versions,
+        registry.rollback,
+        lambda: registry.load(name),
+        lambda: registry.describe(name),
+        lambda: registry.promote(name),
+        lambda: registry.retention(1),
+        lambda: registry.publish(build(), WORDS, METRICS, LINEAGE),
+    ):
+        with pytest.raises(VersionRefused, match=why or "EndpointConnectionError"):
+            use()
+
+
+def test_a_storage_that_cannot_be_opened_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    def without_credentials(*_: object, **__: object) -> None:
+        raise EndpointConnectionError("no credentials were found")
+
+    monkeypatch.setattr(fsspec.core, "url_to_fs", without_credentials)
+    with pytest.raises(VersionRefused, match="no credentials"):
+        Registry("gs://models")
+
+
 def publish_some(path: str, seed: int, count: int) -> None:
     torch.set_num_threads(1)
     for turn in range(count):

@@ -89,6 +89,28 @@ async def test_versions_are_served_as_they_are_promoted_forth_and_back(watched, 
     assert watched.sample("model_info", version=first, cell="gru", items="12") == 1
 
 
+async def test_a_storage_that_cannot_be_reached_leaves_serving_as_it_is(watched, record_batch, monkeypatch):
+    first = watched.publish(1)
+    await watched.watch.look()
+    second = watched.publish(2)
+
+    for lost in ("CURRENT", "weights.safetensors"):
+
+        def read(path, lost=lost):
+            if path.endswith(lost):
+                raise Exception("Could not connect to the endpoint URL")  # as s3fs and gcsfs do: no OSError
+            return Path(path).read_bytes()
+
+        with monkeypatch.context() as patched:
+            patched.setattr(watched.watch._registry._fs, "cat_file", read)
+            await watched.watch.look()
+    assert watched.serve(record_batch) == first
+    assert watched.sample("model_refused_total") == 2
+    watched.watch._retry_at = 0.0
+    await watched.watch.look()
+    assert watched.serve(record_batch) == second
+
+
 async def test_a_version_that_is_served_is_not_loaded_again(watched):
     watched.publish(1)
     await watched.watch.look()
