@@ -12,6 +12,7 @@ from typing import Any, Final
 import numpy as np
 from mode import Service
 
+from models.pointer import PointerDamaged
 from models.registry import Registry, VersionRefused
 from models.repeats import LastItems
 from models.serving import ServingModel
@@ -80,7 +81,8 @@ class ModelWatch(Service):  # type: ignore[misc]
             lineage = (await loop.run_in_executor(None, self._registry.describe, name)).lineage
         except RecstreamError as error:
             self._metrics.model_refused.inc()
-            self._turn = 0 if name is None else self._turn  # a pointer that is mended counts from its beginning
+            if isinstance(error, PointerDamaged):
+                self._turn = 0  # one that is mended counts from its beginning
             if name != self._refused or name is None:
                 log.error("%s Serving goes on with %s.", error, serving)
             self._refused, self._retry_at = name or "", time.monotonic() + _RETRY_SECONDS

@@ -13,6 +13,10 @@ from models.version import MANIFEST, parse_name
 from tests.models.versions import LINEAGE, METRICS, WORDS, build
 
 
+class EndpointConnectionError(Exception):
+    """botocore's, which s3fs lets through: no OSError."""
+
+
 @pytest.fixture(params=["path", "file-url", "memory"])
 def registry(request: pytest.FixtureRequest, tmp_path: Path) -> Registry:
     if request.param == "path":
@@ -87,6 +91,21 @@ def test_promoting_mends_a_damaged_pointer(registry: Registry) -> None:
     registry._fs.pipe_file(f"{registry._root}/CURRENT", b"nonsense")
     registry.promote(name)
     assert registry.promoted() == [name]
+
+
+def test_a_pointer_that_cannot_be_read_is_not_taken_for_a_damaged_one(
+    registry: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = (registry.publish(build(seed), WORDS, METRICS, LINEAGE) for seed in range(2))
+
+    def broken(*_: object, **__: object) -> None:
+        raise EndpointConnectionError
+
+    with monkeypatch.context() as patched:
+        patched.setattr(registry._fs, "cat_file", broken)
+        with pytest.raises(VersionRefused, match="unreadable pointer"):
+            registry.promote(first)
+    assert registry.promoted() == [second, first]
 
 
 def test_promotion_of_what_is_not_there_is_refused(registry: Registry) -> None:
@@ -174,10 +193,6 @@ def test_unknown_protocols_and_unwritable_places_are_refused(tmp_path: Path) -> 
         Registry(tmp_path / "file").publish(build(), WORDS, METRICS, LINEAGE)
 
 
-class EndpointConnectionError(Exception):
-    """botocore's, which s3fs lets through: no OSError."""
-
-
 @pytest.mark.parametrize("why", ["Could not connect to the endpoint URL", ""])
 def test_whatever_a_storage_raises_is_a_refusal(registry: Registry, monkeypatch: pytest.MonkeyPatch, why: str) -> None:
     name = registry.publish(build(), WORDS, METRICS, LINEAGE)
@@ -199,6 +214,19 @@ def test_whatever_a_storage_raises_is_a_refusal(registry: Registry, monkeypatch:
     ):
         with pytest.raises(VersionRefused, match=why or "EndpointConnectionError"):
             use()
+
+
+def test_versions_are_not_missing_because_a_storage_cannot_tell(
+    registry: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    registry.publish(build(), WORDS, METRICS, LINEAGE)
+
+    def broken(*_: object, **__: object) -> None:
+        raise EndpointConnectionError
+
+    monkeypatch.setattr(registry._fs, "info", broken)
+    with pytest.raises(VersionRefused, match="cannot be listed"):
+        registry.versions()
 
 
 def test_a_storage_that_cannot_be_opened_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

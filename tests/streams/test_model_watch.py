@@ -236,6 +236,24 @@ async def test_an_outdated_pointer_to_an_older_version_is_refused_and_a_rollback
     assert watched.serve(record_batch) == second
 
 
+async def test_a_storage_that_was_away_does_not_bring_an_outdated_pointer_back(watched, record_batch, monkeypatch):
+    pointer = watched.directory / "CURRENT"
+    watched.publish(1)
+    outdated = pointer.read_bytes()
+    second = watched.publish(2)
+    await watched.watch.look()
+
+    def away(path):
+        raise OSError("no route to host")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(watched.watch._registry._fs, "cat_file", away)
+        await watched.watch.look()
+    pointer.write_bytes(outdated)
+    await watched.watch.look()
+    assert watched.serve(record_batch) == second
+
+
 async def test_users_vectors_are_ready_when_a_version_is_swapped_in(watched, record_batch):
     watched.publish(1)
     await watched.watch.look()
