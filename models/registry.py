@@ -104,9 +104,7 @@ class Registry:
         Raises:
             VersionRefused: There is no such version, or storage refuses.
         """
-        parse_name(version)
-        if version not in self.versions():
-            raise refusal(version, "it is not in the registry")
+        self._check_published(version)
         try:
             before, turn = self.pointer()
         except PointerDamaged:  # promoting mends it; what it remembered is lost
@@ -221,6 +219,12 @@ class Registry:
         """
         parse_name(version)
         return unpack(version, self._read(version, FILES))
+
+    def _check_published(self, version: str) -> None:
+        parse_name(version)
+        with self._storage.guard("cannot be read"):
+            if not self._complete(version):
+                raise refusal(version, "it is not in the registry")
 
     def _complete(self, version: str) -> bool:
         return self._storage.holds(f"{version}/{MANIFEST}")

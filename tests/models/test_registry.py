@@ -108,6 +108,19 @@ def test_a_pointer_that_cannot_be_read_is_not_taken_for_a_damaged_one(
     assert registry.promoted() == [second, first]
 
 
+def test_promoting_asks_for_the_version_alone_and_waits_for_no_listing(
+    registry: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = registry.publish(build(), WORDS, METRICS, LINEAGE, promote=False)
+
+    def not_yet(*_: object, **__: object) -> list[str]:
+        return []
+
+    monkeypatch.setattr(registry._fs, "ls", not_yet)
+    registry.promote(name)
+    assert registry.current() == name
+
+
 def test_promotion_of_what_is_not_there_is_refused(registry: Registry) -> None:
     registry.publish(build(), WORDS, METRICS, LINEAGE)
     with pytest.raises(VersionRefused, match="not in the registry"):
