@@ -40,6 +40,7 @@ __all__ = ["Registry", "Summary", "Version", "VersionRefused"]
 
 CLAIMS: Final = ".claims"
 _UNFINISHED: Final = ".tmp-"
+_WAY_BACK: Final = 3  # versions that served before the present one and are kept however many came after them
 
 
 class Registry:
@@ -140,7 +141,9 @@ class Registry:
         raise VersionRefused(what, why + damage, fix)
 
     def retention(self, keep: int) -> list[str]:
-        """Delete all but the newest ``keep`` versions, never the current one, and what dead publishers left behind.
+        """Delete all but the newest ``keep`` versions, and what dead publishers left behind.
+
+        The current one stays, and so do the three that it can be rolled back to first.
 
         Returns:
             The names of the versions deleted, oldest first.
@@ -151,8 +154,9 @@ class Registry:
         if keep < 1:
             what = f"Keeping {keep} model versions was asked for"
             raise VersionRefused(what, "at least the newest must stay", "Keep 1 version or more")
-        names, current = self.versions(), self.current()
-        doomed = [name for name in names[:-keep] if name != current]
+        names = self.versions()
+        spared = self._spared(names)
+        doomed = [name for name in names[:-keep] if name not in spared]
         with self._storage.guard("cannot be tidied"):
             for name in doomed:
                 # The manifest goes first, so that no reader takes half a version for a whole one.
@@ -219,6 +223,10 @@ class Registry:
         """
         parse_name(version)
         return unpack(version, self._read(version, FILES))
+
+    def _spared(self, published: Sequence[str]) -> list[str]:
+        """The version that serves and the way back from it."""
+        return [name for name in self.promoted() if name in published][: 1 + _WAY_BACK]
 
     def _check_published(self, version: str) -> None:
         parse_name(version)

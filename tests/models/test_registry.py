@@ -139,7 +139,7 @@ def test_describe_reads_no_weights(registry: Registry, tmp_path: Path) -> None:
 
 
 def test_retention_keeps_the_newest_and_the_current(registry: Registry) -> None:
-    names = [registry.publish(build(seed), WORDS, METRICS, LINEAGE) for seed in range(5)]
+    names = [registry.publish(build(seed), WORDS, METRICS, LINEAGE, promote=False) for seed in range(5)]
     registry.promote(names[1])
     assert registry.retention(keep=2) == [names[0], names[2]]
     assert registry.versions() == [names[1], names[3], names[4]]
@@ -147,6 +147,14 @@ def test_retention_keeps_the_newest_and_the_current(registry: Registry) -> None:
     assert parse_name(registry.publish(build(9), WORDS, METRICS, LINEAGE))[0] == 6
     with pytest.raises(VersionRefused, match="at least the newest"):
         registry.retention(keep=0)
+
+
+def test_retention_keeps_a_way_back_however_many_were_rejected_since(registry: Registry) -> None:
+    served = [registry.publish(build(seed), WORDS, METRICS, LINEAGE) for seed in range(6)]
+    registry._fs.rm(f"{registry._root}/{served[4]}", recursive=True)
+    rejected = [registry.publish(build(seed), WORDS, METRICS, LINEAGE, promote=False) for seed in range(6, 9)]
+    assert registry.retention(keep=2) == [served[0], rejected[0]]
+    assert [registry.rollback() for _ in range(3)] == [served[3], served[2], served[1]]
 
 
 def test_retention_of_fewer_versions_than_kept_deletes_nothing(registry: Registry) -> None:
@@ -158,7 +166,7 @@ def test_retention_of_fewer_versions_than_kept_deletes_nothing(registry: Registr
 
 def test_retention_clears_what_a_dead_publisher_left(tmp_path: Path) -> None:
     registry = Registry(tmp_path)
-    registry.publish(build(), WORDS, METRICS, LINEAGE)
+    registry.publish(build(), WORDS, METRICS, LINEAGE, promote=False)
     (tmp_path / ".tmp-0002").mkdir()
     (tmp_path / ".claims" / "0002").touch()
     name = registry.publish(build(2), WORDS, METRICS, LINEAGE)
