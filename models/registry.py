@@ -103,14 +103,14 @@ class Registry:
         """Point CURRENT at a published version, newer or older (a rollback is promoting an older one).
 
         Raises:
-            VersionRefused: There is no such version, or storage refuses.
+            VersionRefused: There is no such version, it was deleted meanwhile, or storage refuses.
         """
         self._check_published(version)
         try:
             before, turn = self.pointer()
         except PointerDamaged:  # promoting mends it; what it remembered is lost
             before, turn = [], 0
-        write_pointer(self._storage, [version, *(name for name in before if name != version)], turn + 1)
+        self._serve([version, *(name for name in before if name != version)], before, turn)
 
     def rollback(self) -> str:
         """Point CURRENT back at the version promoted before the one it points at; a second call goes one further.
@@ -133,7 +133,7 @@ class Registry:
             except VersionRefused as exc:
                 damage = f"; {name}: {exc.why}"
                 continue
-            write_pointer(self._storage, names[place:], turn + 1)
+            self._serve(names[place:], names, turn)
             return name
         what = "There is no version to roll back to"
         why = f"no other one served before {names[0]}" if names else "none was promoted yet"
@@ -155,17 +155,12 @@ class Registry:
             what = f"Keeping {keep} model versions was asked for"
             raise VersionRefused(what, "at least the newest must stay", "Keep 1 version or more")
         names = self.versions()
-        spared = self._spared(names)
-        doomed = [name for name in names[:-keep] if name not in spared]
         with self._storage.guard("cannot be tidied"):
-            for name in doomed:
-                # The manifest goes first, so that no reader takes half a version for a whole one.
-                self._fs.rm_file(f"{self._root}/{name}/{MANIFEST}")
-                self._fs.rm(f"{self._root}/{name}", recursive=True)
+            deleted = [name for name in names[:-keep] if self._delete(name, names)]
             if names:
                 # Numbers only grow: whoever claimed one below the oldest kept version is long gone.
                 self._sweep(below=parse_name(names[-keep:][0])[0])
-        return doomed
+        return deleted
 
     def current(self) -> str | None:
         """The version CURRENT points at, None when nothing was promoted yet.
@@ -223,6 +218,32 @@ class Registry:
         """
         parse_name(version)
         return unpack(version, self._read(version, FILES))
+
+    def _serve(self, names: Sequence[str], before: Sequence[str], turn: int) -> None:
+        """Point at the first name; back to what was before where that is no version any more.
+
+        `_delete` looks at the pointer after it took the manifest, and this at the manifest after it wrote the pointer:
+        whatever comes first, one of the two sees the other.
+        """
+        write_pointer(self._storage, names, turn + 1)
+        try:
+            self._check_published(names[0])
+        except VersionRefused:
+            write_pointer(self._storage, before, turn + 2)
+            raise
+
+    def _delete(self, version: str, published: Sequence[str]) -> bool:
+        """Delete a version unless it is spared, by promotions of this very moment too; returns whether it is gone."""
+        if version in self._spared(published):
+            return False
+        # The manifest goes first, so that no reader takes half a version for a whole one.
+        manifest = self._storage.read(f"{version}/{MANIFEST}")
+        self._fs.rm_file(f"{self._root}/{version}/{MANIFEST}")
+        if version in self._spared(published):
+            self._storage.replace(f"{version}/{MANIFEST}", manifest)
+            return False
+        self._fs.rm(f"{self._root}/{version}", recursive=True)
+        return True
 
     def _spared(self, published: Sequence[str]) -> list[str]:
         """The version that serves and the way back from it."""

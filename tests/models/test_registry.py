@@ -157,6 +157,63 @@ def test_retention_keeps_a_way_back_however_many_were_rejected_since(registry: R
     assert [registry.rollback() for _ in range(3)] == [served[3], served[2], served[1]]
 
 
+@pytest.mark.parametrize("method", ["info", "rm_file"])
+def test_retention_spares_what_is_promoted_while_it_deletes(
+    registry: Registry, monkeypatch: pytest.MonkeyPatch, method: str
+) -> None:
+    """After it has listed the versions; at the last moment before it takes the manifest."""
+    names = [registry.publish(build(seed), WORDS, METRICS, LINEAGE) for seed in range(7)]
+    real, operator = getattr(registry._fs, method), Registry(registry.url)
+
+    def promoting(path: str, *args: object, **more: object) -> object:
+        if path.endswith(f"{names[0]}/{MANIFEST}"):
+            monkeypatch.undo()
+            operator.promote(names[0])
+        return real(path, *args, **more)
+
+    monkeypatch.setattr(registry._fs, method, promoting)
+    assert registry.retention(keep=1) == [names[1], names[2], names[3]]
+    assert registry.load(names[0]).name == registry.current() == names[0]
+
+
+def test_what_is_deleted_while_it_is_promoted_does_not_serve(
+    registry: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = [registry.publish(build(seed), WORDS, METRICS, LINEAGE) for seed in range(2)]
+    third = registry.publish(build(3), WORDS, METRICS, LINEAGE, promote=False)
+    real = registry._fs.cat_file
+
+    def deleting(path: str, *args: object, **more: object) -> bytes:
+        if path.endswith("CURRENT"):
+            monkeypatch.undo()
+            registry._fs.rm(f"{registry._root}/{third}", recursive=True)
+        return bytes(real(path, *args, **more))
+
+    monkeypatch.setattr(registry._fs, "cat_file", deleting)
+    with pytest.raises(VersionRefused, match="not in the registry"):
+        registry.promote(third)
+    assert registry.pointer() == ([names[1], names[0]], 4)
+
+
+def test_the_first_version_deleted_while_it_is_promoted_leaves_nothing_serving(
+    registry: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = registry.publish(build(), WORDS, METRICS, LINEAGE, promote=False)
+    real = registry._fs.info
+
+    def deleting(path: str, *args: object, **more: object) -> object:
+        found = real(path, *args, **more)
+        if path.endswith(MANIFEST):
+            monkeypatch.undo()
+            registry._fs.rm(f"{registry._root}/{name}", recursive=True)
+        return found
+
+    monkeypatch.setattr(registry._fs, "info", deleting)
+    with pytest.raises(VersionRefused, match="not in the registry"):
+        registry.promote(name)
+    assert registry.pointer() == ([], 2)
+
+
 def test_retention_of_fewer_versions_than_kept_deletes_nothing(registry: Registry) -> None:
     assert registry.retention(keep=3) == []
     name = registry.publish(build(), WORDS, METRICS, LINEAGE)
