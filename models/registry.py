@@ -110,7 +110,28 @@ class Registry:
             before, turn = self.pointer()
         except PointerDamaged:  # promoting mends it; what it remembered is lost
             before, turn = [], 0
-        self._serve([version, *(name for name in before if name != version)], before, turn)
+        self._serve([version, *before], before, turn)
+
+    def succeed(self, version: str, parent: str | None) -> bool:
+        """Promote a version unless another than the one it was made from serves by now: an operator's choice stays.
+
+        Args:
+            version: A published version.
+            parent: The version that it was judged against, None for none.
+
+        Returns:
+            Whether it serves.
+
+        Raises:
+            VersionRefused: There is no such version, it was deleted meanwhile, the pointer is damaged, or storage
+                refuses.
+        """
+        self._check_published(version)
+        before, turn = self.pointer()  # nothing slow between this and the write
+        serving = next(iter(before), None)
+        if serving == parent:
+            self._serve([version, *before], before, turn)
+        return serving in (parent, version)
 
     def rollback(self) -> str:
         """Point CURRENT back at the version promoted before the one it points at; a second call goes one further.
@@ -220,12 +241,12 @@ class Registry:
         return unpack(version, self._read(version, FILES))
 
     def _serve(self, names: Sequence[str], before: Sequence[str], turn: int) -> None:
-        """Point at the first name; back to what was before where that is no version any more.
+        """Point at the first name, each once; back to what was before where that is no version any more.
 
         `_delete` looks at the pointer after it took the manifest, and this at the manifest after it wrote the pointer:
         whatever comes first, one of the two sees the other.
         """
-        write_pointer(self._storage, names, turn + 1)
+        write_pointer(self._storage, list(dict.fromkeys(names)), turn + 1)
         try:
             self._check_published(names[0])
         except VersionRefused:

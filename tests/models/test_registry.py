@@ -86,6 +86,19 @@ def test_rolling_back_where_nothing_serves_is_refused(registry: Registry) -> Non
         registry.rollback()
 
 
+def test_a_version_succeeds_the_one_it_was_made_from_and_no_other(registry: Registry) -> None:
+    names = [registry.publish(build(seed), WORDS, METRICS, LINEAGE, promote=False) for seed in range(3)]
+    assert registry.succeed(names[0], None)
+    assert registry.succeed(names[1], names[0])
+    assert registry.pointer() == ([names[1], names[0]], 2)
+    assert registry.succeed(names[1], names[0])  # again, as after a kill
+    assert not registry.succeed(names[2], names[0])
+    assert not registry.succeed(names[2], None)
+    assert registry.pointer() == ([names[1], names[0]], 2)
+    with pytest.raises(VersionRefused, match="not in the registry"):
+        registry.succeed("v0009-00000001", names[1])
+
+
 def test_promoting_mends_a_damaged_pointer(registry: Registry) -> None:
     name = registry.publish(build(), WORDS, METRICS, LINEAGE)
     registry._fs.pipe_file(f"{registry._root}/CURRENT", b"nonsense")
