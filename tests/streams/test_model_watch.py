@@ -111,6 +111,20 @@ async def test_a_storage_that_cannot_be_reached_leaves_serving_as_it_is(watched,
     assert watched.serve(record_batch) == second
 
 
+async def test_a_version_is_read_once(watched, monkeypatch):
+    name, reads = watched.publish(1), []
+
+    def read(path):
+        reads.append(Path(path).name)
+        return Path(path).read_bytes()
+
+    monkeypatch.setattr(watched.watch._registry._fs, "cat_file", read)
+    await watched.watch.look()
+    assert watched.recommender.model_version == name
+    assert reads.pop(0) == "CURRENT"
+    assert sorted(reads) == sorted(path.name for path in Path(watched.directory, name).iterdir())
+
+
 async def test_a_version_that_is_served_is_not_loaded_again(watched):
     watched.publish(1)
     await watched.watch.look()
