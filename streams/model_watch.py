@@ -83,7 +83,8 @@ class ModelWatch(Service):  # type: ignore[misc]
             self._metrics.model_refused.inc()
             if isinstance(error, PointerDamaged):
                 self._turn = 0  # one that is mended counts from its beginning
-            if name != self._refused or name is None:
+            known = (name or "") == self._refused and (name is not None or time.monotonic() < self._retry_at)
+            if not known:  # a pointer that cannot be read is told of once a minute, not at every look
                 log.error("%s Serving goes on with %s.", error, serving)
             self._refused, self._retry_at = name or "", time.monotonic() + _RETRY_SECONDS
             return

@@ -250,6 +250,20 @@ async def test_an_outdated_pointer_to_an_older_version_is_refused_and_a_rollback
     assert watched.serve(record_batch) == second
 
 
+async def test_a_pointer_that_cannot_be_read_is_logged_once_a_minute(watched, caplog):
+    good = watched.publish(1)
+    await watched.watch.look()
+    (watched.directory / "CURRENT").write_text("nonsense")
+    with caplog.at_level(logging.ERROR, logger="streams.model_watch"):
+        for _ in range(3):
+            await watched.watch.look()
+        assert len(caplog.records) == 1 and good in caplog.text
+        watched.watch._retry_at = 0.0  # a minute later
+        await watched.watch.look()
+    assert len(caplog.records) == 2
+    assert watched.sample("model_refused_total") == 4
+
+
 async def test_a_storage_that_was_away_does_not_bring_an_outdated_pointer_back(watched, record_batch, monkeypatch):
     pointer = watched.directory / "CURRENT"
     watched.publish(1)
