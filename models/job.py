@@ -25,7 +25,7 @@ class LearnSettings:
         refit_most: Most events seen for such a fit; a longer history is fine-tuned only. A fit goes 9 times through
             everything: at 1,000 events a second the stream is 10,000 events further by then.
         first_most: Most events of a fit from nothing, the newest ones.
-        keep_versions: Newest versions kept in the registry.
+        keep_versions: Newest versions kept in the registry, beside the one that serves and a short way back.
         seed: Randomness of everything.
         fine: How candidates are made and judged.
     """

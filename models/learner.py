@@ -162,10 +162,9 @@ class Learner:
         promoted = bool(summary.metrics["gate"]["promoted"])
         self._missed = 0 if promoted else job.since
         if promoted:
-            serving = self.registry.current()
-            if serving == job.parent:
-                self.registry.promote(published)
-            promoted = serving in (job.parent, published)
+            promoted = self.registry.succeed(published, job.parent)
+            if not promoted:
+                summary.metrics["gate"]["reasons"].append("another version was promoted meanwhile")
         return Outcome(published, promoted, summary.metrics, summary.lineage)
 
     def finish(self) -> None:

@@ -12,16 +12,13 @@ On a local disk a version is written to a temporary directory and renamed; objec
 manifest, uploaded last, is what makes a version exist. Nothing published is ever written again.
 """
 
-import os
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-import fsspec
-from fsspec.implementations.local import LocalFileSystem
-
 from models.network import Network
+from models.pointer import PointerDamaged, read_pointer, write_pointer
+from models.storage import Storage, write_durably
 from models.version import (
     FILES,
     HEADS,
@@ -41,11 +38,9 @@ from models.version import (
 
 __all__ = ["Registry", "Summary", "Version", "VersionRefused"]
 
-POINTER: Final = "CURRENT"
 CLAIMS: Final = ".claims"
 _UNFINISHED: Final = ".tmp-"
-_REMEMBERED: Final = 50  # lines of CURRENT: the file stays under 1 kB
-_TURN: Final = "turn "  # begins its last line
+_WAY_BACK: Final = 3  # versions that served before the present one and are kept however many came after them
 
 
 class Registry:
@@ -57,7 +52,7 @@ class Registry:
         url: A path or any fsspec URL (``/var/models``, ``s3://bucket/models``, ``memory://models``).
 
     Raises:
-        VersionRefused: The URL's protocol is unknown or its package is not installed.
+        VersionRefused: The URL's protocol is unknown, its package is not installed, or it lacks credentials.
 
     Example:
         >>> from models.network import NetworkConfig
@@ -68,13 +63,8 @@ class Registry:
     """
 
     def __init__(self, url: str | Path) -> None:
-        try:
-            self._fs, self._root = fsspec.core.url_to_fs(str(url))
-        except (ValueError, ImportError) as exc:
-            what, fix = f"No model registry can be opened at {str(url)!r}", "Use a path or an installed fsspec protocol"
-            raise VersionRefused(what, str(exc), fix) from exc
-        self._local = isinstance(self._fs, LocalFileSystem)
-        self.url = str(url)
+        self._storage = Storage(url)
+        self._fs, self._root, self.url = self._storage.fs, self._storage.root, self._storage.url
 
     def publish(
         self,
@@ -101,7 +91,7 @@ class Registry:
             VersionRefused: The network and vocabulary do not fit, a weight is not finite, or storage refuses.
         """
         files = pack(network, vocabulary, metrics, lineage)
-        with self._storage("cannot be written"):
+        with self._storage.guard("cannot be written"):
             number = self._claim()
             version = version_name(number, files)
             self._write(version, number, files)
@@ -113,16 +103,35 @@ class Registry:
         """Point CURRENT at a published version, newer or older (a rollback is promoting an older one).
 
         Raises:
-            VersionRefused: There is no such version, or storage refuses.
+            VersionRefused: There is no such version, it was deleted meanwhile, or storage refuses.
         """
-        parse_name(version)
-        if version not in self.versions():
-            raise refusal(version, "it is not in the registry")
+        self._check_published(version)
         try:
             before, turn = self.pointer()
-        except VersionRefused:  # a damaged pointer is mended by promoting; what it remembered is lost
+        except PointerDamaged:  # promoting mends it; what it remembered is lost
             before, turn = [], 0
-        self._point([version, *(name for name in before if name != version)], turn + 1)
+        self._serve([version, *before], before, turn)
+
+    def succeed(self, version: str, parent: str | None) -> bool:
+        """Promote a version unless another than the one it was made from serves by now: an operator's choice stays.
+
+        Args:
+            version: A published version.
+            parent: The version that it was judged against, None for none.
+
+        Returns:
+            Whether it serves.
+
+        Raises:
+            VersionRefused: There is no such version, it was deleted meanwhile, the pointer is damaged, or storage
+                refuses.
+        """
+        self._check_published(version)
+        before, turn = self.pointer()  # nothing slow between this and the write
+        serving = next(iter(before), None)
+        if serving == parent:
+            self._serve([version, *before], before, turn)
+        return serving in (parent, version)
 
     def rollback(self) -> str:
         """Point CURRENT back at the version promoted before the one it points at; a second call goes one further.
@@ -145,7 +154,7 @@ class Registry:
             except VersionRefused as exc:
                 damage = f"; {name}: {exc.why}"
                 continue
-            self._point(names[place:], turn + 1)
+            self._serve(names[place:], names, turn)
             return name
         what = "There is no version to roll back to"
         why = f"no other one served before {names[0]}" if names else "none was promoted yet"
@@ -153,7 +162,9 @@ class Registry:
         raise VersionRefused(what, why + damage, fix)
 
     def retention(self, keep: int) -> list[str]:
-        """Delete all but the newest ``keep`` versions, never the current one, and what dead publishers left behind.
+        """Delete all but the newest ``keep`` versions, and what dead publishers left behind.
+
+        The current one stays, and so do the three that it can be rolled back to first.
 
         Returns:
             The names of the versions deleted, oldest first.
@@ -164,17 +175,13 @@ class Registry:
         if keep < 1:
             what = f"Keeping {keep} model versions was asked for"
             raise VersionRefused(what, "at least the newest must stay", "Keep 1 version or more")
-        names, current = self.versions(), self.current()
-        doomed = [name for name in names[:-keep] if name != current]
-        with self._storage("cannot be tidied"):
-            for name in doomed:
-                # The manifest goes first, so that no reader takes half a version for a whole one.
-                self._fs.rm_file(f"{self._root}/{name}/{MANIFEST}")
-                self._fs.rm(f"{self._root}/{name}", recursive=True)
+        names = self.versions()
+        with self._storage.guard("cannot be tidied"):
+            deleted = [name for name in names[:-keep] if self._delete(name, names)]
             if names:
                 # Numbers only grow: whoever claimed one below the oldest kept version is long gone.
                 self._sweep(below=parse_name(names[-keep:][0])[0])
-        return doomed
+        return deleted
 
     def current(self) -> str | None:
         """The version CURRENT points at, None when nothing was promoted yet.
@@ -203,19 +210,7 @@ class Registry:
         Raises:
             VersionRefused: The pointer cannot be read or does not name versions.
         """
-        with self._storage("has an unreadable pointer"):
-            try:
-                text = bytes(self._fs.cat_file(f"{self._root}/{POINTER}")).decode(errors="replace")
-            except FileNotFoundError:
-                return [], 0
-        *names, last = text.split("\n")
-        turn = last.removeprefix(_TURN)
-        if not (last.startswith(_TURN) and turn.isdecimal()):  # written by a release without turns, or by hand
-            names, turn = [*names, last], "0"
-        if not names or not all(map(is_version_name, names)):
-            what = f"The pointer {POINTER} of the model registry {self.url} is damaged"
-            raise VersionRefused(what, f"it reads {text[:80]!r}", "Promote a version again")
-        return names, int(turn)
+        return read_pointer(self._storage)
 
     def versions(self) -> list[str]:
         """Names of the complete versions, oldest first.
@@ -223,9 +218,9 @@ class Registry:
         Raises:
             VersionRefused: Storage refuses.
         """
-        with self._storage("cannot be listed"):
-            names = [name for name in self._entries() if is_version_name(name)]
-            return sorted((n for n in names if self._fs.exists(f"{self._root}/{n}/{MANIFEST}")), key=parse_name)
+        with self._storage.guard("cannot be listed"):
+            names = [name for name in self._storage.entries() if is_version_name(name)]
+            return sorted((n for n in names if self._complete(n)), key=parse_name)
 
     def describe(self, version: str) -> Summary:
         """Configuration, metrics and lineage of a version, without reading its weights.
@@ -245,43 +240,57 @@ class Registry:
         parse_name(version)
         return unpack(version, self._read(version, FILES))
 
-    @contextmanager
-    def _storage(self, trouble: str) -> Iterator[None]:
-        try:
-            yield
-        except OSError as exc:
-            what = f"The model registry {self.url} {trouble}"
-            fix = "Check that the path exists, its permissions and the space left"
-            raise VersionRefused(what, str(exc) or type(exc).__name__, fix) from exc
+    def _serve(self, names: Sequence[str], before: Sequence[str], turn: int) -> None:
+        """Point at the first name, each once; back to what was before where that is no version any more.
 
-    def _entries(self, folder: str = "") -> list[str]:
-        path = f"{self._root}/{folder}".rstrip("/")
-        self._fs.invalidate_cache(path)  # object stores cache listings; another process may have published
+        `_delete` looks at the pointer after it took the manifest, and this at the manifest after it wrote the pointer:
+        whatever comes first, one of the two sees the other.
+        """
+        write_pointer(self._storage, list(dict.fromkeys(names)), turn + 1)
         try:
-            return [entry.rstrip("/").rsplit("/", 1)[-1] for entry in self._fs.ls(path, detail=False)]
-        except FileNotFoundError:
-            return []
+            self._check_published(names[0])
+        except VersionRefused:
+            write_pointer(self._storage, before, turn + 2)
+            raise
 
-    def _point(self, names: Sequence[str], turn: int) -> None:
-        pointer, text = f"{self._root}/{POINTER}", "\n".join([*names[:_REMEMBERED], f"{_TURN}{turn}"]).encode()
-        with self._storage("cannot be written"):
-            if self._local:
-                temporary = f"{pointer}.{os.getpid()}-{os.urandom(4).hex()}"
-                _write_durably(Path(temporary), text)
-                os.replace(temporary, pointer)
-            else:
-                self._fs.pipe_file(pointer, text)
+    def _delete(self, version: str, published: Sequence[str]) -> bool:
+        """Delete a version unless it is spared, by promotions of this very moment too; returns whether it is gone."""
+        if version in self._spared(published):
+            return False
+        # The manifest goes first, so that no reader takes half a version for a whole one.
+        manifest = self._storage.read(f"{version}/{MANIFEST}")
+        self._fs.rm_file(f"{self._root}/{version}/{MANIFEST}")
+        if version in self._spared(published):
+            self._storage.replace(f"{version}/{MANIFEST}", manifest)
+            return False
+        self._fs.rm(f"{self._root}/{version}", recursive=True)
+        return True
+
+    def _spared(self, published: Sequence[str]) -> list[str]:
+        """The version that serves and the way back from it."""
+        return [name for name in self.promoted() if name in published][: 1 + _WAY_BACK]
+
+    def _check_published(self, version: str) -> None:
+        parse_name(version)
+        with self._storage.guard("cannot be read"):
+            if not self._complete(version):
+                raise refusal(version, "it is not in the registry")
+
+    def _complete(self, version: str) -> bool:
+        return self._storage.holds(f"{version}/{MANIFEST}")
 
     def _claim(self) -> int:
         self._fs.makedirs(f"{self._root}/{CLAIMS}", exist_ok=True)
-        taken = [int(claim) for claim in self._entries(CLAIMS) if claim.isdecimal()]
-        taken += [parse_name(name)[0] for name in self._entries() if is_version_name(name)]
+        taken = [int(claim) for claim in self._storage.entries(CLAIMS) if claim.isdecimal()]
+        taken += [parse_name(name)[0] for name in self._storage.entries() if is_version_name(name)]
         number = max(taken, default=0)
         while True:
             number += 1
             claim = f"{self._root}/{CLAIMS}/{number:04d}"
             try:
-                if self._local:  # fsspec looks first and then opens: two processes could both find the number free
+                if (
+                    self._storage.local
+                ):  # fsspec looks first and then opens: two processes could both find the number free
                     Path(claim).touch(exist_ok=False)
                 else:
                     self._fs.pipe_file(claim, b"", mode="create")
@@ -290,45 +299,38 @@ class Registry:
                 continue
 
     def _write(self, version: str, number: int, files: Mapping[str, bytes]) -> None:
-        if not self._local:
+        if not self._storage.local:
             for name, data in files.items():  # the manifest is the last of them
                 self._fs.pipe_file(f"{self._root}/{version}/{name}", data)
             return
         folder = Path(self._root, f"{_UNFINISHED}{number:04d}")
         folder.mkdir()
         for name, data in files.items():
-            _write_durably(folder / name, data)
+            write_durably(folder / name, data)
         folder.rename(Path(self._root, version))
 
     def _read(self, version: str, names: Sequence[str]) -> dict[str, bytes]:
         contents: dict[str, bytes] = {}
         for name in (MANIFEST, *names):
             try:
-                contents[name] = bytes(self._fs.cat_file(f"{self._root}/{version}/{name}"))
+                contents[name] = self._storage.read(f"{version}/{name}")
             except FileNotFoundError as exc:
                 raise refusal(version, f"the file {name} is missing") from exc
-            except OSError as exc:
-                raise refusal(version, f"the file {name} cannot be read: {exc}") from exc
+            except Exception as exc:  # as in `Storage.guard`
+                raise refusal(version, f"the file {name} cannot be read: {str(exc) or type(exc).__name__}") from exc
         manifest = contents.pop(MANIFEST)
         verify(version, manifest, contents)
         return contents
 
     def _sweep(self, below: int) -> None:
-        for entry in self._entries():
+        for entry in self._storage.entries():
             path, number = f"{self._root}/{entry}", entry.removeprefix(_UNFINISHED)
             if is_version_name(entry):
-                unfinished = parse_name(entry)[0] < below and not self._fs.exists(f"{path}/{MANIFEST}")
+                unfinished = parse_name(entry)[0] < below and not self._complete(entry)
             else:
                 unfinished = entry.startswith(_UNFINISHED) and number.isdecimal() and int(number) < below
             if unfinished:
                 self._fs.rm(path, recursive=True)
-        for claim in self._entries(CLAIMS):
+        for claim in self._storage.entries(CLAIMS):
             if claim.isdecimal() and int(claim) < below:
                 self._fs.rm_file(f"{self._root}/{CLAIMS}/{claim}")
-
-
-def _write_durably(path: Path, data: bytes) -> None:
-    with path.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())  # a crash after the rename must not leave an empty file behind the new name

@@ -174,11 +174,9 @@ def _publish(
     if promoted and args.no_promote:
         promoted = False
         reasons.append("it may serve, but --no-promote was given")
-    elif promoted and registry.current() not in (parent.name if parent else None, name):
+    elif promoted and not registry.succeed(name, parent.name if parent else None):
         promoted = False
         reasons.append(f"{registry.current()} was promoted meanwhile: judge this version against it")
-    elif promoted:
-        registry.promote(name)
     return {"version": name, "promoted": promoted, "reasons": reasons, "metrics": metrics, "loss": candidate.loss}
 
 

@@ -19,7 +19,7 @@ from streams.metrics import Metrics
 from streams.partition import Partition
 from streams.pipeline import Pipeline
 from streams.record_batch import blobs, encode_batches
-from streams.restore import MAX_SNAPSHOT_AGE_MS
+from streams.restore import CLOCK_SKEW_MS, MAX_SNAPSHOT_AGE_MS
 from streams.settings import Settings
 from streams.topics import FORGOTTEN_USERS
 
@@ -105,7 +105,7 @@ class Eraser(Service):  # type: ignore[misc]
 
 
 def sweep(directory: Path, now_seconds: float) -> list[Path]:
-    """Delete snapshots too old to be loaded again, and unfinished ones that a kill has left.
+    """Delete snapshots too old or from too far ahead to be loaded again, and unfinished ones that a kill has left.
 
     A partition that has moved to another host leaves its snapshot here, and whoever is erased there is still in it.
 
@@ -116,7 +116,7 @@ def sweep(directory: Path, now_seconds: float) -> list[Path]:
     for pattern, seconds in (("users-*.snapshot", MAX_SNAPSHOT_AGE_MS / 1000), (".users-*.tmp", _UNFINISHED_SECONDS)):
         for path in directory.glob(pattern):
             with suppress(OSError):
-                if path.stat().st_mtime < now_seconds - seconds:
+                if not -CLOCK_SKEW_MS / 1000 <= now_seconds - path.stat().st_mtime <= seconds:
                     path.unlink()
                     gone.append(path)
     return gone

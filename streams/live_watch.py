@@ -8,8 +8,12 @@ up, no topic between them, and gives the same alarms for the same log.
 import asyncio
 import logging
 import time
+from collections import deque
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import Final
+
+import numpy as np
 
 from models.drift import Alarm, DriftWatch
 from models.live_test import LiveTest
@@ -25,6 +29,8 @@ _TEST_LEAST: Final = 100  # fewer wait for company, but not for longer than
 _TEST_SECONDS: Final = 5.0
 _TEST_PAUSE_SECONDS: Final = 1.0  # between two tests at least: one takes 0.1 to 0.3 s of the core that training needs
 _TEST_SHARE: Final = 0.1  # of the time at most: where the machine is busy they take longer, and training must get on
+
+_REMEMBERED: Final = 10_000  # tests: hours of a busy stream
 
 log = logging.getLogger(__name__)
 
@@ -46,6 +52,7 @@ class LiveWatch:
         self._drift = DriftWatch()
         self._live: LiveTest | None = None
         self._tested = buffer.seen  # events seen at the last test
+        self._tests = deque([(0, buffer.seen)], _REMEMBERED)  # events tested and seen after each test
         self._tested_at = self._looked_at = time.monotonic()
         self._pause = _TEST_PAUSE_SECONDS
         self._thread = ThreadPoolExecutor(1, "live-test")
@@ -91,11 +98,17 @@ class LiveWatch:
         self._task = asyncio.create_task(self._judge(self._live, self._buffer.sample(min(new, _TEST_EVENTS), 0, 0)))
 
     def collect(self) -> tuple[bool, Alarm | None]:
-        """Whether a test has ended since the last call, and its alarm, if there was one."""
+        """Whether a test has ended since the last call, and its alarm, if there was one, its width in events seen."""
         if self._task is None or not self._task.done():
             return False, None
         task, self._task = self._task, None
-        return True, task.result()
+        alarm = task.result()
+        if alarm is not None:
+            # It counts what was tested, and not everything is: a busy stream's sample, no user's first event.
+            changed_at = np.interp(alarm.position - alarm.width, *np.array(self._tests).T)
+            alarm = replace(alarm, width=self._buffer.seen - int(changed_at))
+            log.warning("Drift: HR@10 fell from %.4f to %.4f, %d events ago", alarm.before, alarm.after, alarm.width)
+        return True, alarm
 
     async def stop(self) -> None:
         """Wait for the test under way."""
@@ -108,8 +121,8 @@ class LiveWatch:
         hits, users = await asyncio.get_running_loop().run_in_executor(self._thread, live.hits, sample)
         self._pause = max(_TEST_PAUSE_SECONDS, (time.monotonic() - began) / _TEST_SHARE)
         alarm = self._drift.watch(hits, users)
+        self._tests.append((self._drift.position, sample.seen))
         self._metrics.hit_rate.set(self._drift.rate)
         if alarm is not None:
             self._metrics.alarms.inc()
-            log.warning("Drift: HR@10 fell from %.4f to %.4f, %d events ago", alarm.before, alarm.after, alarm.width)
         return alarm

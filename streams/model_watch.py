@@ -12,6 +12,7 @@ from typing import Any, Final
 import numpy as np
 from mode import Service
 
+from models.pointer import PointerDamaged
 from models.registry import Registry, VersionRefused
 from models.repeats import LastItems
 from models.serving import ServingModel
@@ -28,19 +29,20 @@ _RETRY_SECONDS: Final = 60.0  # the storage may have been at fault, or the versi
 log = logging.getLogger(__name__)
 
 
-def load_serving(registry: Registry, name: str) -> ServingModel:
-    """Load, verify and warm up a version.
+def load_serving(registry: Registry, name: str) -> tuple[ServingModel, dict[str, Any]]:
+    """Load, verify and warm up a version; returns its lineage too.
 
     Raises:
         VersionRefused: it is corrupt or does not fit this program.
     """
-    model = ServingModel.from_version(registry.load(name))
+    version = registry.load(name)
+    model = ServingModel.from_version(version)
     state = np.zeros((1, model.state_size), np.float32)
     one = np.zeros(1, np.int32)
     hidden = model.steps(state, one, one, np.zeros(1, np.uint8), np.zeros(1, np.float32))
     scores = model.scores(hidden, LastItems.of_rows(one[:, None]))
     top_k(scores, np.zeros((1, 0), np.int32), 1)
-    return model
+    return model, version.lineage
 
 
 class ModelWatch(Service):  # type: ignore[misc]
@@ -76,12 +78,13 @@ class ModelWatch(Service):  # type: ignore[misc]
             if name is None or name == serving or (name == self._refused and time.monotonic() < self._retry_at):
                 return
             self._check_turn(name, turn)
-            model = await loop.run_in_executor(None, load_serving, self._registry, name)
-            lineage = (await loop.run_in_executor(None, self._registry.describe, name)).lineage
+            model, lineage = await loop.run_in_executor(None, load_serving, self._registry, name)
         except RecstreamError as error:
             self._metrics.model_refused.inc()
-            self._turn = 0 if name is None else self._turn  # a pointer that is mended counts from its beginning
-            if name != self._refused or name is None:
+            if isinstance(error, PointerDamaged):
+                self._turn = 0  # one that is mended counts from its beginning
+            known = (name or "") == self._refused and (name is not None or time.monotonic() < self._retry_at)
+            if not known:  # a pointer that cannot be read is told of once a minute, not at every look
                 log.error("%s Serving goes on with %s.", error, serving)
             self._refused, self._retry_at = name or "", time.monotonic() + _RETRY_SECONDS
             return

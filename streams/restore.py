@@ -26,6 +26,7 @@ from streams.settings import Settings
 from streams.topics import CHANGELOG
 
 MAX_SNAPSHOT_AGE_MS: Final = 20 * 3600 * 1000  # tombstones stay readable for 24 h (delete.retention.ms)
+CLOCK_SKEW_MS: Final = 5 * 60 * 1000  # a date further ahead is from a clock that was wrong: nobody knows the age
 _CHUNK_EVENTS: Final = 50_000
 _FETCH_BYTES: Final = 8 << 20
 _WATERMARK_SECONDS: Final = 60.0
@@ -109,8 +110,13 @@ def _load_snapshot(partition: Partition, settings: Settings, changelog_id: str, 
         meta = snapshot.meta
         age_ms = int(time.time() * 1000) - meta.created_ms
         fits = (meta.partition, meta.source) == (partition.number, changelog_id)
-        if not fits or not first <= meta.changelog_offset <= end or age_ms > MAX_SNAPSHOT_AGE_MS:
-            log.info("The snapshot %s does not fit its changelog or is too old: reading the changelog instead", path)
+        young = -CLOCK_SKEW_MS <= age_ms <= MAX_SNAPSHOT_AGE_MS
+        if not fits or not first <= meta.changelog_offset <= end or not young:
+            log.info(
+                "The snapshot %s does not fit its changelog, is too old or from the future: "
+                "reading the changelog instead",
+                path,
+            )
             return 0
         users = partition.store.restore(snapshot)
     except StateError as error:

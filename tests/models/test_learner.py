@@ -1,13 +1,14 @@
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from models.finetune import Step
 from models.job import Job, LearnSettings, Outcome, fine_settings
 from models.learner import Learner
-from models.registry import Registry
+from models.registry import Registry, Summary
 from state.replay_buffer import ReplayBuffer
 from tests.models.learning import FINE, a_buffer, feed, stream
 
@@ -216,6 +217,41 @@ def test_an_operators_rollback_during_a_pass_wins(begun: tuple[Learner, ReplayBu
     assert outcome is not None and not outcome.promoted
     assert learner.registry.current() == first.version
     assert learner_in(tmp_path).pending() is None  # and after a restart there is nothing left of it
+
+
+def test_an_operators_rollback_at_the_last_moment_wins(
+    begun: tuple[Learner, ReplayBuffer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    learner, buffer = begun
+    registry, rows = learner.registry, stream(2_500)
+    first = run(learner, learner.begin(buffer, "cold-start"))
+    feed(buffer, rows[1_500:2_000])
+    assert run(learner, learner.begin(buffer, "events")).promoted
+    feed(buffer, rows[2_000:])
+    job = learner.begin(buffer, "events")
+    assert job is not None
+    describe, info = registry.describe, registry._fs.info
+
+    def described(name: str) -> Summary:
+        monkeypatch.setattr(registry._fs, "info", rolled_back)  # the next thing asked for: is the version there?
+        return describe(name)
+
+    def rolled_back(path: str) -> object:
+        monkeypatch.undo()
+        assert Registry(registry.url).rollback() == first.version
+        return info(path)
+
+    real = learner._publish
+
+    def publish(*args: Any) -> str:
+        monkeypatch.setattr(registry, "describe", described)
+        return real(*args)
+
+    monkeypatch.setattr(learner, "_publish", publish)
+    outcome = learner.run(job)
+    assert outcome is not None and not outcome.promoted
+    assert "meanwhile" in outcome.metrics["gate"]["reasons"][-1]
+    assert registry.promoted() == [first.version]
 
 
 @pytest.mark.parametrize("broken", ["pass.json", "sample.replay"])

@@ -13,6 +13,10 @@ from models.version import MANIFEST, parse_name
 from tests.models.versions import LINEAGE, METRICS, WORDS, build
 
 
+class EndpointConnectionError(Exception):
+    """botocore's, which s3fs lets through: no OSError."""
+
+
 @pytest.fixture(params=["path", "file-url", "memory"])
 def registry(request: pytest.FixtureRequest, tmp_path: Path) -> Registry:
     if request.param == "path":
@@ -82,11 +86,52 @@ def test_rolling_back_where_nothing_serves_is_refused(registry: Registry) -> Non
         registry.rollback()
 
 
+def test_a_version_succeeds_the_one_it_was_made_from_and_no_other(registry: Registry) -> None:
+    names = [registry.publish(build(seed), WORDS, METRICS, LINEAGE, promote=False) for seed in range(3)]
+    assert registry.succeed(names[0], None)
+    assert registry.succeed(names[1], names[0])
+    assert registry.pointer() == ([names[1], names[0]], 2)
+    assert registry.succeed(names[1], names[0])  # again, as after a kill
+    assert not registry.succeed(names[2], names[0])
+    assert not registry.succeed(names[2], None)
+    assert registry.pointer() == ([names[1], names[0]], 2)
+    with pytest.raises(VersionRefused, match="not in the registry"):
+        registry.succeed("v0009-00000001", names[1])
+
+
 def test_promoting_mends_a_damaged_pointer(registry: Registry) -> None:
     name = registry.publish(build(), WORDS, METRICS, LINEAGE)
     registry._fs.pipe_file(f"{registry._root}/CURRENT", b"nonsense")
     registry.promote(name)
     assert registry.promoted() == [name]
+
+
+def test_a_pointer_that_cannot_be_read_is_not_taken_for_a_damaged_one(
+    registry: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = (registry.publish(build(seed), WORDS, METRICS, LINEAGE) for seed in range(2))
+
+    def broken(*_: object, **__: object) -> None:
+        raise EndpointConnectionError
+
+    with monkeypatch.context() as patched:
+        patched.setattr(registry._fs, "cat_file", broken)
+        with pytest.raises(VersionRefused, match="unreadable pointer"):
+            registry.promote(first)
+    assert registry.promoted() == [second, first]
+
+
+def test_promoting_asks_for_the_version_alone_and_waits_for_no_listing(
+    registry: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = registry.publish(build(), WORDS, METRICS, LINEAGE, promote=False)
+
+    def not_yet(*_: object, **__: object) -> list[str]:
+        return []
+
+    monkeypatch.setattr(registry._fs, "ls", not_yet)
+    registry.promote(name)
+    assert registry.current() == name
 
 
 def test_promotion_of_what_is_not_there_is_refused(registry: Registry) -> None:
@@ -107,7 +152,7 @@ def test_describe_reads_no_weights(registry: Registry, tmp_path: Path) -> None:
 
 
 def test_retention_keeps_the_newest_and_the_current(registry: Registry) -> None:
-    names = [registry.publish(build(seed), WORDS, METRICS, LINEAGE) for seed in range(5)]
+    names = [registry.publish(build(seed), WORDS, METRICS, LINEAGE, promote=False) for seed in range(5)]
     registry.promote(names[1])
     assert registry.retention(keep=2) == [names[0], names[2]]
     assert registry.versions() == [names[1], names[3], names[4]]
@@ -115,6 +160,71 @@ def test_retention_keeps_the_newest_and_the_current(registry: Registry) -> None:
     assert parse_name(registry.publish(build(9), WORDS, METRICS, LINEAGE))[0] == 6
     with pytest.raises(VersionRefused, match="at least the newest"):
         registry.retention(keep=0)
+
+
+def test_retention_keeps_a_way_back_however_many_were_rejected_since(registry: Registry) -> None:
+    served = [registry.publish(build(seed), WORDS, METRICS, LINEAGE) for seed in range(6)]
+    registry._fs.rm(f"{registry._root}/{served[4]}", recursive=True)
+    rejected = [registry.publish(build(seed), WORDS, METRICS, LINEAGE, promote=False) for seed in range(6, 9)]
+    assert registry.retention(keep=2) == [served[0], rejected[0]]
+    assert [registry.rollback() for _ in range(3)] == [served[3], served[2], served[1]]
+
+
+@pytest.mark.parametrize("method", ["info", "rm_file"])
+def test_retention_spares_what_is_promoted_while_it_deletes(
+    registry: Registry, monkeypatch: pytest.MonkeyPatch, method: str
+) -> None:
+    """After it has listed the versions; at the last moment before it takes the manifest."""
+    names = [registry.publish(build(seed), WORDS, METRICS, LINEAGE) for seed in range(7)]
+    real, operator = getattr(registry._fs, method), Registry(registry.url)
+
+    def promoting(path: str, *args: object, **more: object) -> object:
+        if path.endswith(f"{names[0]}/{MANIFEST}"):
+            monkeypatch.undo()
+            operator.promote(names[0])
+        return real(path, *args, **more)
+
+    monkeypatch.setattr(registry._fs, method, promoting)
+    assert registry.retention(keep=1) == [names[1], names[2], names[3]]
+    assert registry.load(names[0]).name == registry.current() == names[0]
+
+
+def test_what_is_deleted_while_it_is_promoted_does_not_serve(
+    registry: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = [registry.publish(build(seed), WORDS, METRICS, LINEAGE) for seed in range(2)]
+    third = registry.publish(build(3), WORDS, METRICS, LINEAGE, promote=False)
+    real = registry._fs.cat_file
+
+    def deleting(path: str, *args: object, **more: object) -> bytes:
+        if path.endswith("CURRENT"):
+            monkeypatch.undo()
+            registry._fs.rm(f"{registry._root}/{third}", recursive=True)
+        return bytes(real(path, *args, **more))
+
+    monkeypatch.setattr(registry._fs, "cat_file", deleting)
+    with pytest.raises(VersionRefused, match="not in the registry"):
+        registry.promote(third)
+    assert registry.pointer() == ([names[1], names[0]], 4)
+
+
+def test_the_first_version_deleted_while_it_is_promoted_leaves_nothing_serving(
+    registry: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = registry.publish(build(), WORDS, METRICS, LINEAGE, promote=False)
+    real = registry._fs.info
+
+    def deleting(path: str, *args: object, **more: object) -> object:
+        found = real(path, *args, **more)
+        if path.endswith(MANIFEST):
+            monkeypatch.undo()
+            registry._fs.rm(f"{registry._root}/{name}", recursive=True)
+        return found
+
+    monkeypatch.setattr(registry._fs, "info", deleting)
+    with pytest.raises(VersionRefused, match="not in the registry"):
+        registry.promote(name)
+    assert registry.pointer() == ([], 2)
 
 
 def test_retention_of_fewer_versions_than_kept_deletes_nothing(registry: Registry) -> None:
@@ -126,7 +236,7 @@ def test_retention_of_fewer_versions_than_kept_deletes_nothing(registry: Registr
 
 def test_retention_clears_what_a_dead_publisher_left(tmp_path: Path) -> None:
     registry = Registry(tmp_path)
-    registry.publish(build(), WORDS, METRICS, LINEAGE)
+    registry.publish(build(), WORDS, METRICS, LINEAGE, promote=False)
     (tmp_path / ".tmp-0002").mkdir()
     (tmp_path / ".claims" / "0002").touch()
     name = registry.publish(build(2), WORDS, METRICS, LINEAGE)
@@ -172,6 +282,51 @@ def test_unknown_protocols_and_unwritable_places_are_refused(tmp_path: Path) -> 
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(VersionRefused, match="cannot be written"):
         Registry(tmp_path / "file").publish(build(), WORDS, METRICS, LINEAGE)
+
+
+@pytest.mark.parametrize("why", ["Could not connect to the endpoint URL", ""])
+def test_whatever_a_storage_raises_is_a_refusal(registry: Registry, monkeypatch: pytest.MonkeyPatch, why: str) -> None:
+    name = registry.publish(build(), WORDS, METRICS, LINEAGE)
+
+    def broken(*_: object, **__: object) -> None:
+        raise EndpointConnectionError(why)
+
+    for method in ("cat_file", "ls", "info", "makedirs"):
+        monkeypatch.setattr(registry._fs, method, broken)
+    for use in (
+        registry.current,
+        registry.versions,
+        registry.rollback,
+        lambda: registry.load(name),
+        lambda: registry.describe(name),
+        lambda: registry.promote(name),
+        lambda: registry.retention(1),
+        lambda: registry.publish(build(), WORDS, METRICS, LINEAGE),
+    ):
+        with pytest.raises(VersionRefused, match=why or "EndpointConnectionError"):
+            use()
+
+
+def test_versions_are_not_missing_because_a_storage_cannot_tell(
+    registry: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    registry.publish(build(), WORDS, METRICS, LINEAGE)
+
+    def broken(*_: object, **__: object) -> None:
+        raise EndpointConnectionError
+
+    monkeypatch.setattr(registry._fs, "info", broken)
+    with pytest.raises(VersionRefused, match="cannot be listed"):
+        registry.versions()
+
+
+def test_a_storage_that_cannot_be_opened_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    def without_credentials(*_: object, **__: object) -> None:
+        raise EndpointConnectionError("no credentials were found")
+
+    monkeypatch.setattr(fsspec.core, "url_to_fs", without_credentials)
+    with pytest.raises(VersionRefused, match="no credentials"):
+        Registry("gs://models")
 
 
 def publish_some(path: str, seed: int, count: int) -> None:

@@ -159,6 +159,14 @@ def test_old_snapshots_and_unfinished_ones_are_swept(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["other"]
 
 
+def test_snapshots_from_the_future_are_swept(tmp_path: Path) -> None:
+    path = tmp_path / "users-00001.snapshot"
+    path.write_text("ann")
+    written = path.stat().st_mtime
+    assert sweep(tmp_path, written - 60) == []  # clocks differ a little
+    assert sweep(tmp_path, written - 3600) == [path]
+
+
 @pytest.mark.broker
 async def test_ends_of_the_input_topics(contract_settings: Settings) -> None:
     from aiokafka import AIOKafkaProducer

@@ -3,8 +3,10 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from models.drift import Alarm
 from models.finetune import fine_tune
 from models.registry import Registry
 from state.replay_buffer import ReplayBuffer
@@ -68,6 +70,37 @@ async def test_it_follows_the_pointer_tests_what_is_new_and_hears_a_change(tmp_p
         assert alarm is not None and start < 1_500
         assert metrics.registry.get_sample_value("recstream_trainer_drift_alarms_total") == 1
         assert metrics.registry.get_sample_value("recstream_trainer_model_info", {"version": name}) == 1
+        await watch.stop()
+
+
+class Foretold:
+    """A live test and a drift watch in one: 200 of each sample's events count, and an alarm comes when it is set."""
+
+    position, alarm = 0, None
+
+    def hits(self, _sample: object) -> tuple[np.ndarray, np.ndarray]:
+        return np.zeros(200, np.bool_), np.zeros(200, np.uint64)
+
+    def watch(self, hits: np.ndarray, _users: np.ndarray) -> Alarm | None:
+        self.position += len(hits)
+        return self.alarm
+
+    rate = 0.0
+
+
+@pytest.mark.parametrize(("tested", "ago"), [(0, 0), (100, 250), (500, 1_250), (1_000, 2_500), (1_500, 2_500)])
+async def test_an_alarm_tells_how_many_events_ago_it_was_and_not_how_many_tested_ones(
+    tmp_path: Path, tested: int, ago: int
+) -> None:
+    with a_buffer(tmp_path / "buffer", ROWS[:500]) as buffer:
+        watch, foretold = LiveWatch(Registry(tmp_path / "registry"), buffer, TrainerMetrics()), Foretold()
+        watch._live = watch._drift = foretold  # type: ignore[assignment]
+        rows = stream(3_000)
+        for start in range(500, 3_000, 500):
+            feed(buffer, rows[start : start + 500])
+            foretold.alarm = Alarm(1_000, 0.2, 0.1, tested) if start == 2_500 else None
+            _, alarm = await one_test(watch)
+        assert isinstance(alarm, Alarm) and alarm.width == ago
         await watch.stop()
 
 

@@ -89,6 +89,42 @@ async def test_versions_are_served_as_they_are_promoted_forth_and_back(watched, 
     assert watched.sample("model_info", version=first, cell="gru", items="12") == 1
 
 
+async def test_a_storage_that_cannot_be_reached_leaves_serving_as_it_is(watched, record_batch, monkeypatch):
+    first = watched.publish(1)
+    await watched.watch.look()
+    second = watched.publish(2)
+
+    for lost in ("CURRENT", "weights.safetensors"):
+
+        def read(path, lost=lost):
+            if path.endswith(lost):
+                raise Exception("Could not connect to the endpoint URL")  # as s3fs and gcsfs do: no OSError
+            return Path(path).read_bytes()
+
+        with monkeypatch.context() as patched:
+            patched.setattr(watched.watch._registry._fs, "cat_file", read)
+            await watched.watch.look()
+    assert watched.serve(record_batch) == first
+    assert watched.sample("model_refused_total") == 2
+    watched.watch._retry_at = 0.0
+    await watched.watch.look()
+    assert watched.serve(record_batch) == second
+
+
+async def test_a_version_is_read_once(watched, monkeypatch):
+    name, reads = watched.publish(1), []
+
+    def read(path):
+        reads.append(Path(path).name)
+        return Path(path).read_bytes()
+
+    monkeypatch.setattr(watched.watch._registry._fs, "cat_file", read)
+    await watched.watch.look()
+    assert watched.recommender.model_version == name
+    assert reads.pop(0) == "CURRENT"
+    assert sorted(reads) == sorted(path.name for path in Path(watched.directory, name).iterdir())
+
+
 async def test_a_version_that_is_served_is_not_loaded_again(watched):
     watched.publish(1)
     await watched.watch.look()
@@ -210,6 +246,38 @@ async def test_an_outdated_pointer_to_an_older_version_is_refused_and_a_rollback
     await watched.watch.look()
     assert watched.serve(record_batch) == third
     assert registry.rollback() == second
+    await watched.watch.look()
+    assert watched.serve(record_batch) == second
+
+
+async def test_a_pointer_that_cannot_be_read_is_logged_once_a_minute(watched, caplog):
+    good = watched.publish(1)
+    await watched.watch.look()
+    (watched.directory / "CURRENT").write_text("nonsense")
+    with caplog.at_level(logging.ERROR, logger="streams.model_watch"):
+        for _ in range(3):
+            await watched.watch.look()
+        assert len(caplog.records) == 1 and good in caplog.text
+        watched.watch._retry_at = 0.0  # a minute later
+        await watched.watch.look()
+    assert len(caplog.records) == 2
+    assert watched.sample("model_refused_total") == 4
+
+
+async def test_a_storage_that_was_away_does_not_bring_an_outdated_pointer_back(watched, record_batch, monkeypatch):
+    pointer = watched.directory / "CURRENT"
+    watched.publish(1)
+    outdated = pointer.read_bytes()
+    second = watched.publish(2)
+    await watched.watch.look()
+
+    def away(path):
+        raise OSError("no route to host")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(watched.watch._registry._fs, "cat_file", away)
+        await watched.watch.look()
+    pointer.write_bytes(outdated)
     await watched.watch.look()
     assert watched.serve(record_batch) == second
 

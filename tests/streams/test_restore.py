@@ -1,4 +1,7 @@
-"""What restoring makes of a changelog in which an older record follows a newer one."""
+"""What restoring makes of snapshots by their dates, and of a changelog in which an older record follows a newer one."""
+
+import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -7,10 +10,12 @@ from state.arena import Arena
 from state.errors import StateError
 from state.items import ItemIndex
 from state.record import empty_rows, encode
+from state.snapshot import SnapshotMeta, save
 from state.store import UserStore
 from streams.fetch import RecordBatch
-from streams.partition import Partition
-from streams.restore import _load_batch
+from streams.partition import Partition, snapshot_path
+from streams.restore import CLOCK_SKEW_MS, MAX_SNAPSHOT_AGE_MS, _load_batch, _load_snapshot
+from streams.settings import load_settings
 from streams.topics import CHANGELOG
 
 
@@ -66,3 +71,21 @@ def test_users_named_under_another_key_are_refused(written: int, now: int) -> No
 def test_a_tombstone_knows_no_key() -> None:
     partition = Partition(0, UserStore(Arena(state_size=4, top_k=2), ItemIndex()), user_key=7)
     assert _load_batch(partition, changelog(("ann", None), ("bob", None))) == 0
+
+
+@pytest.mark.parametrize(
+    ("age_ms", "users"),
+    [(0, 1), (MAX_SNAPSHOT_AGE_MS, 1), (MAX_SNAPSHOT_AGE_MS + 1, 0), (-CLOCK_SKEW_MS, 1), (-CLOCK_SKEW_MS - 1, 0)],
+    ids=["new", "old", "too old", "a little ahead", "from the future"],
+)
+def test_a_snapshot_is_loaded_where_its_date_says_that_no_tombstone_was_missed(
+    age_ms: int, users: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings, arena, now_ms = load_settings(state_dir=str(tmp_path)), Arena(4, 2), 1_700_000_000_000
+    monkeypatch.setattr(time, "time", lambda: now_ms / 1000)
+    arena.slots(["ann"])
+    path = snapshot_path(settings.state_dir, settings.app_id, 0)
+    save(path, arena, ItemIndex(), SnapshotMeta(0, 10, now_ms - age_ms, "changelog"))
+    partition = Partition(0, UserStore(Arena(4, 2), ItemIndex()))
+    assert _load_snapshot(partition, settings, "changelog", 0, 100) == users
+    assert len(partition.store.arena) == users

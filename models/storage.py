@@ -1,0 +1,93 @@
+"""Where a model registry lies: a directory or an object store, its errors told as `VersionRefused`."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import fsspec
+from fsspec.implementations.local import LocalFileSystem
+
+from models.version import VersionRefused
+from state.errors import RecstreamError
+
+
+class Storage:
+    """Files below one path or fsspec URL.
+
+    Args:
+        url: The path or URL.
+
+    Attributes:
+        fs: The file system.
+        root: The path there.
+        local: Whether that is a disk: it renames, creates exclusively and can lose what was not flushed.
+        url: As it was given.
+
+    Raises:
+        VersionRefused: The URL's protocol is unknown, its package is not installed, or it lacks credentials.
+    """
+
+    def __init__(self, url: str | Path) -> None:
+        try:
+            self.fs, self.root = fsspec.core.url_to_fs(str(url))
+        except Exception as exc:  # no such protocol, its package is missing, or its client finds no credentials
+            what, fix = f"No model registry can be opened at {str(url)!r}", "Use a path or an installed fsspec protocol"
+            raise VersionRefused(what, str(exc), fix) from exc
+        self.local = isinstance(self.fs, LocalFileSystem)
+        self.url = str(url)
+
+    @contextmanager
+    def guard(self, trouble: str) -> Iterator[None]:
+        """Whatever is raised inside becomes a refusal that says what the trouble is.
+
+        Raises:
+            VersionRefused: Something was raised.
+        """
+        try:
+            yield
+        except RecstreamError:
+            raise
+        except Exception as exc:  # object stores' clients have errors of their own, which are no OSError
+            what = f"The model registry {self.url} {trouble}"
+            fix = "Check that the path exists and can be reached, its permissions and the space left"
+            raise VersionRefused(what, str(exc) or type(exc).__name__, fix) from exc
+
+    def read(self, file: str) -> bytes:
+        """The content of a file; FileNotFoundError where there is none."""
+        return bytes(self.fs.cat_file(f"{self.root}/{file}"))
+
+    def holds(self, file: str) -> bool:
+        """Whether there is such a file; a storage that cannot tell raises, where fsspec's `exists` would say no."""
+        try:
+            self.fs.info(f"{self.root}/{file}")
+        except (FileNotFoundError, NotADirectoryError):
+            return False
+        return True
+
+    def replace(self, file: str, data: bytes) -> None:
+        """Write a file so that readers find the old content or the new."""
+        path = f"{self.root}/{file}"
+        if self.local:
+            temporary = f"{path}.{os.getpid()}-{os.urandom(4).hex()}"
+            write_durably(Path(temporary), data)
+            os.replace(temporary, path)
+        else:
+            self.fs.pipe_file(path, data)
+
+    def entries(self, folder: str = "") -> list[str]:
+        """Names of what is in a folder, none where there is no such folder."""
+        path = f"{self.root}/{folder}".rstrip("/")
+        self.fs.invalidate_cache(path)  # object stores cache listings; another process may have published
+        try:
+            return [entry.rstrip("/").rsplit("/", 1)[-1] for entry in self.fs.ls(path, detail=False)]
+        except FileNotFoundError:
+            return []
+
+
+def write_durably(path: Path, data: bytes) -> None:
+    """Write a local file and flush it to the disk."""
+    with path.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())  # a crash after a rename must not leave an empty file behind the new name
