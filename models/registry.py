@@ -288,9 +288,7 @@ class Registry:
             number += 1
             claim = f"{self._root}/{CLAIMS}/{number:04d}"
             try:
-                if (
-                    self._storage.local
-                ):  # fsspec looks first and then opens: two processes could both find the number free
+                if self._storage.local:  # fsspec looks first, then opens: two processes could find the number free
                     Path(claim).touch(exist_ok=False)
                 else:
                     self._fs.pipe_file(claim, b"", mode="create")

@@ -59,8 +59,10 @@ class Storage:
 
     def holds(self, file: str) -> bool:
         """Whether there is such a file; a storage that cannot tell raises, where fsspec's `exists` would say no."""
+        path = f"{self.root}/{file}"
+        self.fs.invalidate_cache(path.rsplit("/", 1)[0])
         try:
-            self.fs.info(f"{self.root}/{file}")
+            self.fs.info(path)
         except (FileNotFoundError, NotADirectoryError):
             return False
         return True
