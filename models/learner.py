@@ -5,6 +5,7 @@ A pass lives in a directory of its own:
     sample.replay    what it trains on, written first
     pass.json        parent, seeds, trigger; its rename is the moment the pass exists
     checkpoint.pt    how far training is
+    tries.json       how often it was begun there
 
 and goes through these steps, each of which may be repeated after a kill without harm:
 
@@ -29,6 +30,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
 
+from models import tries
 from models.average import Carried, forget_others
 from models.finetune import Candidate, Step, fine_tune, gate
 from models.gate import Verdict
@@ -65,6 +67,7 @@ class Learner:
     ) -> None:
         self.registry, self.settings, self.device = registry, settings or LearnSettings(), device
         self._directory, self._origin = directory / "pass", dict(origin or {})
+        self._checkpoint = self._directory / "checkpoint.pt"
         self._carried = directory / "carried"
         self._missed = 0  # the change whose aftermath alone no longer makes a better model
 
@@ -107,7 +110,12 @@ class Learner:
         return job
 
     def pending(self) -> Job | None:
-        """The pass a kill interrupted, None when there is none or another version serves by now."""
+        """The pass a kill interrupted, None when there is none or another version serves by now.
+
+        Raises:
+            StateError: Its process died three times without getting on; the pass is dropped.
+            VersionRefused: The registry refuses.
+        """
         try:
             head = json.loads((self._directory / "pass.json").read_text())
             sample = Sample.load(self._directory / "sample.replay")
@@ -120,6 +128,13 @@ class Learner:
         if serving != job.parent and (published is None or serving != published):
             self.finish()
             return None
+        if published is None and tries.at_this_place(self._directory, self._checkpoint) >= tries.MOST:
+            self.finish()
+            raise StateError(
+                what=f"the pass {job.id} ({job.trigger}, {len(job.sample)} events) is dropped",
+                why=f"it was begun {tries.MOST} times and its process died each time before the next checkpoint",
+                fix="if it ran out of memory, give it more, or make RECSTREAM_TRAIN_RECENT_EVENTS smaller",
+            )
         return job
 
     def run(
@@ -137,6 +152,7 @@ class Learner:
         """
         published = published_by(self.registry, job.id)
         if published is None:
+            tries.count(self._directory, self._checkpoint)
             parent = self._parent(job)
             candidate = fine_tune(
                 parent,
@@ -145,7 +161,7 @@ class Learner:
                 job.seed,
                 progress,
                 self.device,
-                self._directory / "checkpoint.pt",
+                self._checkpoint,
                 anew=job.anew,
                 carried=None if parent is None else carried_by(self._carried, parent),
             )

@@ -15,7 +15,7 @@ from typing import Any, Final
 from models.finetune import Step
 from models.job import Job, Outcome
 from models.learner import Learner
-from state.errors import RecstreamError
+from state.errors import RecstreamError, StateError
 from state.replay_buffer import ReplayBuffer
 from streams.announce import Announcement, announce
 from streams.console import progress_bar, screen
@@ -59,7 +59,12 @@ class Passes:
 
     async def resume(self) -> bool:
         """Go on with the pass that was interrupted. Returns whether there was one."""
-        job = await asyncio.to_thread(self._learner.pending)
+        try:
+            job = await asyncio.to_thread(self._learner.pending)
+        except StateError as error:
+            log.error("No pass is gone on with. %s", error)
+            self._metrics.versions.labels("failed").inc()
+            return False
         if job is None:
             return False
         log.info("Going on with the pass that was interrupted (%s, %d events)", job.trigger, len(job.sample))
@@ -79,10 +84,7 @@ class Passes:
         return job is not None
 
     def collect(self) -> Outcome | None:
-        """What came of the pass that has ended meanwhile, once; None when none has, or it came to nothing.
-
-        Whatever went wrong in it without being foreseen is raised here.
-        """
+        """What came of the pass that has ended meanwhile, once; None when none has, or it came to nothing."""
         if self._task is None or not self._task.done():
             return None
         task, self._task = self._task, None
@@ -119,8 +121,9 @@ class Passes:
                 log.info("The pass is interrupted; the next start goes on with it")
                 return None
             await self._tell(job, outcome, time.monotonic() - started)
-        except RecstreamError as error:
-            log.error("The pass failed. %s", error)
+        except Exception as error:  # what nobody had foreseen too: on disk, the pass would fail again at each start
+            foreseen = isinstance(error, RecstreamError)
+            log.error("The pass failed. %s", error, exc_info=None if foreseen else error)
             self._metrics.versions.labels("failed").inc()
             await asyncio.to_thread(self._learner.finish)
             return None

@@ -8,6 +8,7 @@ from models.finetune import Step
 from models.job import Job, LearnSettings, Outcome, fine_settings
 from models.learner import Learner
 from models.registry import Registry
+from state.errors import StateError
 from state.replay_buffer import ReplayBuffer
 from tests.models.learning import FINE, a_buffer, feed, stream
 
@@ -172,6 +173,51 @@ def test_a_stopped_pass_goes_on_in_another_process(begun: tuple[Learner, ReplayB
     outcome = other.run(again, lambda step: seen.append(step.done))
     assert outcome is not None and outcome.promoted
     assert seen[0] > batches[-1]
+
+
+class Killed(BaseException):
+    pass
+
+
+def killed_at(learner: Learner, job: Job | None, batch: int) -> None:
+    """Run the pass in a process that dies at so many batches."""
+    assert job is not None
+    left = iter(range(batch, -1, -1))
+
+    def progress(_: Step) -> None:
+        if next(left) == 1:
+            raise Killed
+
+    with pytest.raises(Killed):
+        learner.run(job, progress)
+
+
+def test_a_pass_that_kills_its_process_wherever_it_goes_on_is_dropped(
+    begun: tuple[Learner, ReplayBuffer], tmp_path: Path
+) -> None:
+    learner, buffer = begun
+    killed_at(learner, learner.begin(buffer, "cold-start"), FINE.checkpoint_batches + 1)
+    for _ in range(3):  # before the next checkpoint
+        again = learner_in(tmp_path)
+        killed_at(again, again.pending(), 1)
+    with pytest.raises(StateError, match="was begun 3 times"):
+        learner_in(tmp_path).pending()
+    assert not (tmp_path / "pass").exists()
+    assert learner_in(tmp_path).pending() is None
+    assert learner.begin(buffer, "cold-start") is not None  # and counted anew
+    assert learner_in(tmp_path).pending() is not None
+
+
+def test_a_pass_that_gets_on_between_kills_is_gone_on_with(begun: tuple[Learner, ReplayBuffer], tmp_path: Path) -> None:
+    learner, buffer = begun
+    job = learner.begin(buffer, "cold-start")
+    for _ in range(4):
+        for _ in range(2):  # twice nowhere
+            killed_at(learner, job, 1)
+        killed_at(learner, job, FINE.checkpoint_batches + 1)
+        learner = learner_in(tmp_path)
+        job = learner.pending()
+    assert run(learner, job).promoted
 
 
 def test_a_version_published_just_before_a_kill_is_not_published_twice(

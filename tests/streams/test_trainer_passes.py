@@ -7,7 +7,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
+from models import tries
 from models.job import LearnSettings
 from models.learner import Learner
 from models.registry import Registry
@@ -86,6 +88,39 @@ async def test_a_pass_that_cannot_publish_is_counted_and_dropped(tmp_path: Path)
         assert await passes.finish() is None
     assert count(metrics, "failed") == 2
     assert learner.pending() is None
+    await passes.stop()
+
+
+async def test_a_pass_that_fails_as_nobody_had_foreseen_is_counted_and_dropped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr("models.learner.fine_tune", fail)
+    passes, learner, metrics = build(tmp_path)
+    with a_buffer(tmp_path / "buffer", stream(600)) as buffer, caplog.at_level(logging.ERROR):
+        assert passes.begin(buffer, "cold-start")
+        assert await passes.finish() is None
+    assert count(metrics, "failed") == 1
+    assert learner.pending() is None
+    assert "The pass failed. CUDA out of memory" in caplog.text and "Traceback" in caplog.text
+    await passes.stop()
+
+
+async def test_a_pass_that_kills_every_process_is_counted_and_dropped(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    passes, learner, metrics = build(tmp_path)
+    with a_buffer(tmp_path / "buffer", stream(600)) as buffer:
+        assert learner.begin(buffer, "cold-start") is not None
+    for _ in range(tries.MOST):
+        tries.count(tmp_path / "pass", tmp_path / "pass" / "checkpoint.pt")
+    with caplog.at_level(logging.ERROR):
+        assert not await passes.resume()
+        assert not await passes.resume()
+    assert count(metrics, "failed") == 1
+    assert caplog.text.count("is dropped") == 1
     await passes.stop()
 
 
