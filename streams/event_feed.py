@@ -47,7 +47,7 @@ class EventFeed(ConsumerRebalanceListener):  # type: ignore[misc]
     """Reads events into a replay buffer.
 
     The buffer names the next offset of every partition, atomically with the data: reading starts there, whatever the
-    group has committed. Commits to the group are for operators who watch its lag.
+    group has committed; without one at the beginning. Commits to the group are for operators who watch its lag.
 
     Args:
         settings: Brokers, group, partitions.
@@ -197,10 +197,16 @@ class EventFeed(ConsumerRebalanceListener):  # type: ignore[misc]
                 unread.append(partition)
             else:
                 self._consumer.seek(partition, following)
-        first = [partition for partition in unread if partition.topic == FORGET_USERS]
+        first = [partition for partition in unread if not await self._begins_at_the_end(partition)]
         if first:
             for partition, offset in (await self._consumer.beginning_offsets(first)).items():
                 self._consumer.seek(partition, offset)
+
+    async def _begins_at_the_end(self, partition: TopicPartition) -> bool:
+        """Only where nothing was ever read: a group that has committed had a buffer, which fills again."""
+        if partition.topic == FORGET_USERS or self._settings.start_from != "latest":
+            return False
+        return await self._consumer.committed(partition) is None
 
     def _keep(self, batch: RecordBatch) -> tuple[int, int]:
         following = self._buffer.offset(batch.topic, batch.partition)

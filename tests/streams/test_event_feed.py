@@ -182,6 +182,40 @@ async def test_nothing_is_taken_before_every_partition_is_placed(settings: Setti
         assert times_of(buffer) == [at for user, _, at in rows(0, 210) if user != "u1" or at >= rows(140, 1)[0][2]]
 
 
+@pytest.mark.parametrize("start_from", ["earliest", "latest"])
+async def test_a_buffer_that_was_lost_fills_again(settings: Settings, tmp_path: Path, start_from: str) -> None:
+    settings = settings.model_copy(update={"start_from": "earliest"})
+    await send(settings, rows(0, 140))
+    with ReplayBuffer(tmp_path / "lost") as buffer:
+        await read(settings, buffer, 140)  # and tells the group
+    await send(settings, rows(140, 70))
+    with ReplayBuffer(tmp_path / "new") as buffer:
+        feed = EventFeed(settings.model_copy(update={"start_from": start_from}), buffer)
+        go = hold(feed)
+        await feed.start()
+        try:
+            await fetched_but_not_taken(feed)  # from where the group is
+            go.set()
+            await to_the_end(feed)
+        finally:
+            await feed.stop()
+        assert times_of(buffer) == [at for *_, at in rows(0, 210)]
+
+
+async def test_a_new_group_may_begin_at_the_end(settings: Settings, tmp_path: Path) -> None:
+    await trickle(settings, rows(0, 20))  # the embedded broker's ends count batches
+    with ReplayBuffer(tmp_path) as buffer:
+        feed = EventFeed(settings.model_copy(update={"start_from": "latest"}), buffer)
+        await feed.start()
+        try:
+            await to_the_end(feed)
+            assert buffer.seen == 0
+            await beside(feed, send(settings, rows(20, 70)))
+            await until(feed, lambda: buffer.seen == 70)
+        finally:
+            await feed.stop()
+
+
 async def test_a_feed_whose_partitions_cannot_be_placed_says_so(settings: Settings, tmp_path: Path) -> None:
     await send(settings, rows(0, 10))
     with ReplayBuffer(tmp_path) as buffer:
