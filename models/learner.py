@@ -35,7 +35,7 @@ from models.average import Carried, forget_others
 from models.finetune import Candidate, Step, fine_tune, gate
 from models.gate import Verdict
 from models.job import Job, LearnSettings, Outcome, fine_settings
-from models.pass_events import unseen
+from models.pass_events import lineage_in, new_to
 from models.registry import Registry, Version, VersionRefused
 from state.errors import StateError
 from state.replay_buffer import ReplayBuffer
@@ -88,7 +88,8 @@ class Learner:
             RecstreamError: The registry or the disk refuses.
         """
         settings, parent, seen = self.settings, self.registry.current(), buffer.seen
-        lineage = {} if parent is None else self.registry.describe(parent).lineage
+        described = {} if parent is None else self.registry.describe(parent).lineage
+        lineage = lineage_in(buffer.log_id, seen, described)
         since = int(lineage.get("since", 0)) if changed_at is None else changed_at
         if since == self._missed and changed_at is None:
             since = 0
@@ -104,7 +105,7 @@ class Learner:
         sample = buffer.sample(recent, reservoir, _seed(settings.seed, seen), since)
         digest = hashlib.sha256(f"{parent} {seen} {trigger} {sorted(sample.offsets.items())}".encode())
         job = Job(digest.hexdigest()[:16], parent, anew, sample.seed, trigger, since, seen if anew else fitted, sample)
-        if unseen(sample, self._parent(job)) < 2 * settings.fine.gate.fewest_events:
+        if new_to(lineage, sample).sum() < 2 * settings.fine.gate.fewest_events:
             return None
         self._write(job)
         return job

@@ -23,6 +23,7 @@ from models.cadence import Cadence, CadenceSettings
 from models.finetune import FineTuneSettings
 from models.job import LearnSettings, Outcome
 from models.learner import Learner
+from models.pass_events import lineage_in
 from models.private import PrivacySettings, accountant
 from models.registry import Registry
 from models.training_settings import ONE_PASS, PASS_AFTER_PASS
@@ -261,4 +262,7 @@ class Trainer:
     def _seen_by_serving(self) -> int:
         registry = self._learner.registry
         name = registry.current()
-        return 0 if name is None else min(int(registry.describe(name).lineage.get("seen", 0)), self._buffer.seen)
+        if name is None:
+            return 0
+        lineage = lineage_in(self._buffer.log_id, self._buffer.seen, registry.describe(name).lineage)
+        return min(int(lineage.get("seen", 0)), self._buffer.seen)

@@ -48,7 +48,7 @@ class Passes:
         self._scalars = Scalars(directory / "tensorboard")
         self._thread = ThreadPoolExecutor(1, "training")
         self._task: asyncio.Task[Outcome | None] | None = None
-        self._stopping = False
+        self._stopping = self._idle = False
         self.begun = 0
         self.last: Outcome | None = None
 
@@ -81,6 +81,9 @@ class Passes:
             return False
         if job is not None:
             self._start(job)
+        elif not self._idle:
+            self._idle = True
+            log.info("No pass begins (%s): too few events are new to the serving version", trigger)
         return job is not None
 
     def collect(self) -> Outcome | None:
@@ -107,6 +110,7 @@ class Passes:
 
     def _start(self, job: Job) -> None:
         self.begun += 1
+        self._idle = False
         self._metrics.passes.labels(job.trigger).inc()
         self._task = asyncio.create_task(self._pass(job))
 

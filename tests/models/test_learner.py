@@ -1,6 +1,7 @@
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -103,6 +104,43 @@ def test_passes_go_on_from_one_another_whatever_is_killed_in_between(begun: tupl
         path.write_bytes(b"damaged")
     feed(buffer, stream(3_000)[2_700:])
     assert run(learner, learner.begin(buffer, "events")).lineage["goes_on_from_update"] is None
+
+
+def test_learning_goes_on_by_time_when_the_buffer_was_lost(begun: tuple[Learner, ReplayBuffer], tmp_path: Path) -> None:
+    learner, buffer = begun
+    first = run(learner, learner.begin(buffer, "cold-start"))
+    assert first.lineage["log"] == buffer.log_id
+    rows = stream(1_850)
+    with a_buffer(tmp_path / "new", rows[850:1_350]) as again:  # what the topics still hold
+        assert learner.begin(again, "events") is None
+        feed(again, rows[1_350:1_750])  # what the gate judged the first version on comes first
+        job = learner.begin(again, "events")
+        assert job is not None and not job.anew and job.sample.seen == 900
+        second = run(learner, job)
+        assert second.promoted and second.lineage["parent"] == first.version
+        assert second.lineage["log"] == again.log_id
+        feed(again, rows[1_750:1_850])
+        job = learner.begin(again, "events")
+        assert job is not None and job.sample.recent.sum() == 400  # four times what is new
+
+
+def test_versions_of_a_release_that_did_not_name_its_log_are_gone_on_from(
+    begun: tuple[Learner, ReplayBuffer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    learner, buffer = begun
+    with monkeypatch.context() as patch:
+        publish = learner.registry.publish
+
+        def unnamed(network: Any, vocabulary: Any, figures: Any, lineage: dict[str, Any], **how: Any) -> str:
+            return publish(network, vocabulary, figures, {k: v for k, v in lineage.items() if k != "log"}, **how)
+
+        patch.setattr(learner.registry, "publish", unnamed)
+        first = run(learner, learner.begin(buffer, "cold-start"))
+    assert "log" not in first.lineage
+    assert learner.begin(buffer, "time") is None
+    feed(buffer, stream(1_610)[1_500:])
+    job = learner.begin(buffer, "time")
+    assert job is not None and job.sample.recent.sum() == 440 and job.fitted_seen == 1_500
 
 
 def test_nothing_new_is_no_pass(begun: tuple[Learner, ReplayBuffer]) -> None:

@@ -51,7 +51,10 @@ async def test_a_pass_is_published_though_nobody_can_be_told(
         assert metrics.registry.get_sample_value("recstream_trainer_training") == 0
         assert summary_of(passes.last)["version"] == outcome.version
         assert not (tmp_path / "pass").exists()
-        assert not passes.begin(buffer, "events")  # nothing new
+        with caplog.at_level(logging.INFO):
+            assert not passes.begin(buffer, "events")  # nothing new
+            assert not passes.begin(buffer, "events")
+        assert caplog.text.count("too few events are new to the serving version") == 1
         assert await passes.finish() is None
     await passes.stop()
 
