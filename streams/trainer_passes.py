@@ -134,7 +134,16 @@ class Passes:
         finally:
             self._metrics.training.set(0)
         self.last = outcome
+        await self._tidy()
         return outcome
+
+    async def _tidy(self) -> None:
+        """Nothing depends on it: the pass is over, and the next one tidies too."""
+        try:
+            for gone in await asyncio.to_thread(self._learner.tidy):
+                log.info("Deleted %s", gone)
+        except Exception as error:
+            log.warning("Older versions were not deleted. %s", error)
 
     def _work(self, job: Job) -> Outcome | None:
         """In the training thread."""
@@ -177,8 +186,6 @@ class Passes:
         await asyncio.to_thread(self._learner.finish)
         self._metrics.finished(outcome, seconds)
         self._scalars.outcome(job.sample.seen, outcome)
-        for gone in await asyncio.to_thread(self._learner.tidy):
-            log.info("Deleted %s", gone)
 
     async def _announce(self, outcome: Outcome, version: str) -> None:
         """Workers poll the registry too, so a broker that is away delays nothing but the word."""

@@ -12,7 +12,7 @@ import torch
 from models import tries
 from models.job import LearnSettings
 from models.learner import Learner
-from models.registry import Registry
+from models.registry import Registry, VersionRefused
 from streams.errors import BrokerError
 from streams.settings import load_settings
 from streams.trainer_http import TrainerHttp
@@ -91,6 +91,24 @@ async def test_a_pass_that_cannot_publish_is_counted_and_dropped(tmp_path: Path)
         assert await passes.finish() is None
     assert count(metrics, "failed") == 2
     assert learner.pending() is None
+    await passes.stop()
+
+
+async def test_older_versions_that_cannot_be_deleted_are_no_failure_of_the_pass(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def refuse(keep: int) -> list[str]:
+        raise VersionRefused("The model registry cannot be tidied", "AccessDenied")
+
+    monkeypatch.setattr("streams.trainer_passes._TRIES_SECONDS", ())
+    passes, learner, metrics = build(tmp_path)
+    monkeypatch.setattr(learner.registry, "retention", refuse)
+    with a_buffer(tmp_path / "buffer", stream(600)) as buffer, caplog.at_level(logging.WARNING):
+        assert passes.begin(buffer, "cold-start")
+        outcome = await passes.finish()
+    assert outcome is not None and outcome.promoted and summary_of(passes.last)["version"] == outcome.version
+    assert (count(metrics, "promoted"), count(metrics, "failed")) == (1, 0)
+    assert "Older versions were not deleted. The model registry cannot be tidied. AccessDenied" in caplog.text
     await passes.stop()
 
 
