@@ -22,6 +22,7 @@ version's own weights.
 
 import hashlib
 import json
+import logging
 import math
 import os
 import shutil
@@ -36,7 +37,7 @@ from models.finetune import Candidate, Step, fine_tune, gate
 from models.gate import Verdict
 from models.job import Job, LearnSettings, Outcome, fine_settings
 from models.pass_events import lineage_in, new_to
-from models.registry import Registry, Version, VersionRefused
+from models.registry import Registry, StorageRefused, Version, VersionRefused
 from state.errors import StateError
 from state.replay_buffer import ReplayBuffer
 from state.replay_log import sync_directory
@@ -44,6 +45,8 @@ from state.replay_sample import Sample
 
 _TIMES_RECENT: Final = 4  # passes in which an event is among the newest
 _RECENT_VERSIONS: Final = 5  # where a version published just before a kill is looked for
+
+log = logging.getLogger(__name__)
 
 
 class Learner:
@@ -69,9 +72,36 @@ class Learner:
         self._directory, self._origin = directory / "pass", dict(origin or {})
         self._checkpoint = self._directory / "checkpoint.pt"
         self._carried = directory / "carried"
+        self._damaged: str | None = None  # the version that serves, where it cannot be loaded
         self._missed = 0  # the change whose aftermath alone no longer makes a better model
 
-    def begin(self, buffer: ReplayBuffer, trigger: str, changed_at: int | None = None) -> Job | None:
+    def serving(self) -> tuple[str | None, dict[str, Any]]:
+        """The version to go on from and its lineage; None where none serves, or one that is damaged.
+
+        Raises:
+            VersionRefused: Storage refuses, or the pointer is damaged.
+        """
+        name = self.registry.current()
+        if name is None:
+            return None, {}
+        try:
+            lineage = (self.registry.load if name == self._damaged else self.registry.describe)(name).lineage
+        except StorageRefused:
+            raise
+        except VersionRefused as error:
+            log.warning("%s serves and is damaged: the next model is fitted from nothing. %s", name, error)
+            self._damaged = name
+            return None, {}
+        self._damaged = None
+        return name, lineage
+
+    def begin(
+        self,
+        buffer: ReplayBuffer,
+        trigger: str,
+        changed_at: int | None = None,
+        serving: tuple[str | None, dict[str, Any]] | None = None,
+    ) -> Job | None:
         """Take a sample and put a new pass on disk; one that was under way is dropped.
 
         Args:
@@ -80,6 +110,7 @@ class Learner:
             changed_at: After an alarm: events seen when the stream changed. Older events no longer tell what follows
                 what, so they are learnt no more, here and in the passes of the versions that come of it; until one of
                 those is rejected, which says that the older ones are missed.
+            serving: What `serving` has just said, where that was asked in another thread than the buffer's.
 
         Returns:
             The pass, None when too little in the buffer is new to the serving version.
@@ -87,8 +118,8 @@ class Learner:
         Raises:
             RecstreamError: The registry or the disk refuses.
         """
-        settings, parent, seen = self.settings, self.registry.current(), buffer.seen
-        described = {} if parent is None else self.registry.describe(parent).lineage
+        parent, described = self.serving() if serving is None else serving
+        settings, seen = self.settings, buffer.seen
         lineage = lineage_in(buffer.log_id, seen, described)
         since = int(lineage.get("since", 0)) if changed_at is None else changed_at
         if since == self._missed and changed_at is None:
@@ -125,7 +156,7 @@ class Learner:
             self.finish()
             return None
         published = published_by(self.registry, job.id)
-        serving = self.registry.current()
+        serving, _ = self.serving()
         if serving != job.parent and (published is None or serving != published):
             self.finish()
             return None
@@ -179,7 +210,7 @@ class Learner:
         promoted = bool(summary.metrics["gate"]["promoted"])
         self._missed = 0 if promoted else job.since
         if promoted:
-            serving = self.registry.current()
+            serving, _ = self.serving()
             if serving == job.parent:
                 self.registry.promote(published)
             promoted = serving in (job.parent, published)
@@ -199,7 +230,13 @@ class Learner:
         return self.registry.retention(self.settings.keep_versions)
 
     def _parent(self, job: Job) -> Version | None:
-        return self.registry.load(job.parent) if job.parent is not None else None
+        try:
+            return self.registry.load(job.parent) if job.parent is not None else None
+        except StorageRefused:
+            raise
+        except VersionRefused:  # this pass fails; the next does without
+            self._damaged = job.parent
+            raise
 
     def _publish(self, job: Job, candidate: Candidate, verdict: Verdict, now_ms: int | None) -> str:
         lineage = {

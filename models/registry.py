@@ -26,6 +26,7 @@ from models.version import (
     FILES,
     HEADS,
     MANIFEST,
+    StorageRefused,
     Summary,
     Version,
     VersionRefused,
@@ -39,7 +40,7 @@ from models.version import (
     version_name,
 )
 
-__all__ = ["Registry", "Summary", "Version", "VersionRefused"]
+__all__ = ["Registry", "StorageRefused", "Summary", "Version", "VersionRefused"]
 
 POINTER: Final = "CURRENT"
 CLAIMS: Final = ".claims"
@@ -252,7 +253,7 @@ class Registry:
         except OSError as exc:
             what = f"The model registry {self.url} {trouble}"
             fix = "Check that the path exists, its permissions and the space left"
-            raise VersionRefused(what, str(exc) or type(exc).__name__, fix) from exc
+            raise StorageRefused(what, str(exc) or type(exc).__name__, fix) from exc
 
     def _entries(self, folder: str = "") -> list[str]:
         path = f"{self._root}/{folder}".rstrip("/")
@@ -308,7 +309,8 @@ class Registry:
             except FileNotFoundError as exc:
                 raise refusal(version, f"the file {name} is missing") from exc
             except OSError as exc:
-                raise refusal(version, f"the file {name} cannot be read: {exc}") from exc
+                told = refusal(version, f"the file {name} cannot be read: {exc}")
+                raise StorageRefused(told.what, told.why, told.fix) from exc
         manifest = contents.pop(MANIFEST)
         verify(version, manifest, contents)
         return contents

@@ -71,10 +71,11 @@ class Passes:
         self._start(job)
         return True
 
-    def begin(self, buffer: ReplayBuffer, trigger: str, changed_at: int | None = None) -> bool:
+    async def begin(self, buffer: ReplayBuffer, trigger: str, changed_at: int | None = None) -> bool:
         """Begin a pass. Returns whether there was enough to learn."""
         try:
-            job = self._learner.begin(buffer, trigger, changed_at)
+            serving = await asyncio.to_thread(self._learner.serving)  # storage may be slow
+            job = self._learner.begin(buffer, trigger, changed_at, serving)
         except RecstreamError as error:
             log.error("No pass could begin. %s", error)
             self._metrics.versions.labels("failed").inc()

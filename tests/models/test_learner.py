@@ -8,7 +8,7 @@ import pytest
 from models.finetune import Step
 from models.job import Job, LearnSettings, Outcome, fine_settings
 from models.learner import Learner
-from models.registry import Registry
+from models.registry import Registry, VersionRefused
 from state.errors import StateError
 from state.replay_buffer import ReplayBuffer
 from tests.models.learning import FINE, a_buffer, feed, stream
@@ -256,6 +256,52 @@ def test_a_pass_that_gets_on_between_kills_is_gone_on_with(begun: tuple[Learner,
         learner = learner_in(tmp_path)
         job = learner.pending()
     assert run(learner, job).promoted
+
+
+@pytest.mark.parametrize("broken", ["weights.safetensors", "lineage.json"])
+def test_a_damaged_version_that_serves_is_replaced_by_one_fitted_from_nothing(
+    begun: tuple[Learner, ReplayBuffer], tmp_path: Path, caplog: pytest.LogCaptureFixture, broken: str
+) -> None:
+    learner, buffer = begun
+    first = run(learner, learner.begin(buffer, "cold-start"))
+    path = tmp_path / "registry" / str(first.version) / broken
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-1])
+    feed(buffer, stream(2_000)[1_500:])
+    if broken.startswith("weights"):  # which only a pass reads
+        job = learner.begin(buffer, "events")
+        assert job is not None and job.parent == first.version
+        with pytest.raises(VersionRefused):
+            learner.run(job)
+        learner.finish()
+    job = learner.begin(buffer, "cold-start")
+    assert job is not None and job.parent is None and job.anew
+    assert f"{first.version} serves and is damaged" in caplog.text
+    second = run(learner, job)
+    assert second.promoted and learner.registry.current() == second.version != first.version
+    assert learner.serving()[0] == second.version
+
+
+def test_storage_that_does_not_answer_is_no_damage(
+    begun: tuple[Learner, ReplayBuffer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    learner, buffer = begun
+    first = run(learner, learner.begin(buffer, "cold-start"))
+    feed(buffer, stream(2_000)[1_500:])
+
+    def refuse(path: str) -> bytes:
+        raise PermissionError(path)
+
+    job = learner.begin(buffer, "events")
+    with monkeypatch.context() as patch:
+        pointer = learner.registry.pointer()
+        patch.setattr(learner.registry, "pointer", lambda: pointer)
+        patch.setattr(learner.registry._fs, "cat_file", refuse)
+        with pytest.raises(VersionRefused):
+            learner.serving()
+        with pytest.raises(VersionRefused):
+            learner._parent(job)
+    assert learner.serving()[0] == first.version
 
 
 def test_a_version_published_just_before_a_kill_is_not_published_twice(

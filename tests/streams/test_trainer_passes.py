@@ -1,6 +1,7 @@
 import asyncio
 import json
 import logging
+import threading
 import urllib.error
 import urllib.request
 from dataclasses import replace
@@ -41,7 +42,7 @@ async def test_a_pass_is_published_though_nobody_can_be_told(
     monkeypatch.setattr("streams.trainer_passes._TRIES_SECONDS", (0.01,))
     passes, learner, metrics = build(tmp_path)
     with a_buffer(tmp_path / "buffer", stream(600)) as buffer, caplog.at_level(logging.ERROR):
-        assert passes.begin(buffer, "cold-start")
+        assert await passes.begin(buffer, "cold-start")
         assert passes.running
         outcome = await passes.finish()
         assert not passes.running and outcome is not None
@@ -52,8 +53,8 @@ async def test_a_pass_is_published_though_nobody_can_be_told(
         assert summary_of(passes.last)["version"] == outcome.version
         assert not (tmp_path / "pass").exists()
         with caplog.at_level(logging.INFO):
-            assert not passes.begin(buffer, "events")  # nothing new
-            assert not passes.begin(buffer, "events")
+            assert not await passes.begin(buffer, "events")  # nothing new
+            assert not await passes.begin(buffer, "events")
         assert caplog.text.count("too few events are new to the serving version") == 1
         assert await passes.finish() is None
     await passes.stop()
@@ -63,7 +64,7 @@ async def test_stopping_interrupts_a_pass_and_resuming_goes_on(tmp_path: Path, m
     monkeypatch.setattr("streams.trainer_passes._TRIES_SECONDS", (0.01,))
     passes, learner, _ = build(tmp_path)
     with a_buffer(tmp_path / "buffer", stream(600)) as buffer:
-        assert passes.begin(buffer, "cold-start")
+        assert await passes.begin(buffer, "cold-start")
         await passes.stop()
     assert passes.last is None and learner.registry.versions() == []
     assert summary_of(None)["version"] is None
@@ -81,17 +82,35 @@ async def test_a_pass_that_cannot_publish_is_counted_and_dropped(tmp_path: Path)
     passes, learner, metrics = build(tmp_path)
     with a_buffer(tmp_path / "buffer", stream(600)) as buffer:
         (tmp_path / "registry").write_text("a file where the registry should be")
-        assert not passes.begin(buffer, "cold-start")
+        assert not await passes.begin(buffer, "cold-start")
         assert count(metrics, "failed") == 1
         (tmp_path / "registry").unlink()
         feed(buffer, [(user, item, 10**7 + at) for user, item, at in stream(50)])
-        assert passes.begin(buffer, "cold-start")
+        assert await passes.begin(buffer, "cold-start")
         (tmp_path / "registry").mkdir(exist_ok=True)
         (tmp_path / "registry" / ".claims").write_text("no directory")
         assert await passes.finish() is None
     assert count(metrics, "failed") == 2
     assert learner.pending() is None
     await passes.stop()
+
+
+async def test_a_slow_registry_does_not_hold_up_the_event_loop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    passes, learner, _ = build(tmp_path)
+    answer, current = threading.Event(), learner.registry.current
+
+    def slow() -> str | None:
+        assert answer.wait(60)
+        return current()
+
+    monkeypatch.setattr(learner.registry, "current", slow)
+    with a_buffer(tmp_path / "buffer", stream(600)) as buffer:
+        begun = asyncio.create_task(passes.begin(buffer, "cold-start"))
+        await asyncio.sleep(0)
+        assert not begun.done()
+        answer.set()
+        assert await begun
+        await passes.stop()
 
 
 async def test_older_versions_that_cannot_be_deleted_are_no_failure_of_the_pass(
@@ -104,7 +123,7 @@ async def test_older_versions_that_cannot_be_deleted_are_no_failure_of_the_pass(
     passes, learner, metrics = build(tmp_path)
     monkeypatch.setattr(learner.registry, "retention", refuse)
     with a_buffer(tmp_path / "buffer", stream(600)) as buffer, caplog.at_level(logging.WARNING):
-        assert passes.begin(buffer, "cold-start")
+        assert await passes.begin(buffer, "cold-start")
         outcome = await passes.finish()
     assert outcome is not None and outcome.promoted and summary_of(passes.last)["version"] == outcome.version
     assert (count(metrics, "promoted"), count(metrics, "failed")) == (1, 0)
@@ -121,7 +140,7 @@ async def test_a_pass_that_fails_as_nobody_had_foreseen_is_counted_and_dropped(
     monkeypatch.setattr("models.learner.fine_tune", fail)
     passes, learner, metrics = build(tmp_path)
     with a_buffer(tmp_path / "buffer", stream(600)) as buffer, caplog.at_level(logging.ERROR):
-        assert passes.begin(buffer, "cold-start")
+        assert await passes.begin(buffer, "cold-start")
         assert await passes.finish() is None
     assert count(metrics, "failed") == 1
     assert learner.pending() is None
