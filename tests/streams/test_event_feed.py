@@ -177,6 +177,7 @@ async def test_nothing_is_taken_before_every_partition_is_placed(settings: Setti
             go.set()
             await to_the_end(feed)
         finally:
+            go.set()
             await feed.stop()
         assert buffer.seen == 210
         assert times_of(buffer) == [at for user, _, at in rows(0, 210) if user != "u1" or at >= rows(140, 1)[0][2]]
@@ -198,6 +199,7 @@ async def test_a_buffer_that_was_lost_fills_again(settings: Settings, tmp_path: 
             go.set()
             await to_the_end(feed)
         finally:
+            go.set()
             await feed.stop()
         assert times_of(buffer) == [at for *_, at in rows(0, 210)]
 
