@@ -1,11 +1,13 @@
 """When to train: after so many events, so much time, or at once when the serving model stops foretelling events."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Final, Literal
 
 from models.drift import Alarm
 
 Trigger = Literal["cold-start", "events", "time", "drift"]
+
+_MORE: Final = 1.25  # times the events of a first model that was rejected, before the next
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +56,7 @@ class Cadence:
         self._alarm_at: int | None = None  # events seen when the change began
         self._hurried = 0  # passes since the alarm
         self._wanted_rate = 0.0
+        self._rejected_at = 0  # events seen at the newest pass that was rejected
 
     def due(self, seen: int, now_seconds: float, serving: bool) -> Trigger | None:
         """Why a pass should begin now, None when it should not.
@@ -65,7 +68,7 @@ class Cadence:
         """
         settings, new = self._settings, seen - self._seen
         if not serving:
-            enough = seen >= settings.cold_start_events and new >= settings.least_new
+            enough = seen >= max(settings.cold_start_events, _MORE * self._rejected_at) and new >= settings.least_new
             return "cold-start" if enough else None
         if self._alarm_at is not None:
             first = not self._hurried and seen - self._alarm_at >= settings.drift_least
@@ -101,11 +104,14 @@ class Cadence:
             self._calm()
 
     def rejected(self) -> None:
-        """The pass was not good enough. When it was begun after an alarm, that was false: older events are still true.
+        """The pass was not good enough. A first model waits for a quarter more events: a fit goes through all of them.
+
+        When it was begun after an alarm, that was false: older events are still true.
 
         Such passes take two to three times as long as others. Going on with them after one was rejected left a running
         system on MovieLens-100K without a new version for 36,000 events.
         """
+        self._rejected_at = self._seen
         if self._hurried:
             self._calm()
 

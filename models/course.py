@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from models.sequences import Histories
 from models.training import Trainer
+from state.errors import StateError
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +70,9 @@ class Course:
 
         Returns:
             Mean loss of each epoch, None when `progress` stopped it.
+
+        Raises:
+            StateError: The disk refuses the checkpoint.
         """
         self._resume()
         stopped = False
@@ -105,11 +109,15 @@ class Course:
         if not self._trainer.ranks.first:
             return
         temporary = self._path.with_suffix(".new")
-        with temporary.open("wb") as file:
-            torch.save({"identity": self._identity, "losses": self._losses, "trainer": state}, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, self._path)
+        try:
+            with temporary.open("wb") as file:
+                torch.save({"identity": self._identity, "losses": self._losses, "trainer": state}, file)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, self._path)
+        except (OSError, RuntimeError) as exc:  # torch says that a disk is full by the latter
+            what = f"cannot write the checkpoint {self._path}"
+            raise StateError(what, str(exc), "check the disk and the directory's permissions") from exc
 
     def _resume(self) -> None:
         if self._path is None:

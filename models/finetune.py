@@ -160,6 +160,7 @@ def fine_tune(
         "recent_events": int((sample.recent & sample.learn).sum()),
         "users": source.users,
         "offsets": dict(sample.offsets),
+        "log": sample.log_id,
         "seen": sample.seen,
         "newest_ms": int(source.times_ms.max()),
         "seed": seed,

@@ -5,6 +5,7 @@ A pass lives in a directory of its own:
     sample.replay    what it trains on, written first
     pass.json        parent, seeds, trigger; its rename is the moment the pass exists
     checkpoint.pt    how far training is
+    tries.json       how often it was begun there
 
 and goes through these steps, each of which may be repeated after a kill without harm:
 
@@ -21,6 +22,7 @@ version's own weights.
 
 import hashlib
 import json
+import logging
 import math
 import os
 import shutil
@@ -29,12 +31,13 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
 
+from models import tries
 from models.average import Carried, forget_others
 from models.finetune import Candidate, Step, fine_tune, gate
 from models.gate import Verdict
 from models.job import Job, LearnSettings, Outcome, fine_settings
-from models.pass_events import unseen
-from models.registry import Registry, Version, VersionRefused
+from models.pass_events import lineage_in, new_to
+from models.registry import Registry, StorageRefused, Version, VersionRefused
 from state.errors import StateError
 from state.replay_buffer import ReplayBuffer
 from state.replay_log import sync_directory
@@ -42,6 +45,8 @@ from state.replay_sample import Sample
 
 _TIMES_RECENT: Final = 4  # passes in which an event is among the newest
 _RECENT_VERSIONS: Final = 5  # where a version published just before a kill is looked for
+
+log = logging.getLogger(__name__)
 
 
 class Learner:
@@ -65,10 +70,38 @@ class Learner:
     ) -> None:
         self.registry, self.settings, self.device = registry, settings or LearnSettings(), device
         self._directory, self._origin = directory / "pass", dict(origin or {})
+        self._checkpoint = self._directory / "checkpoint.pt"
         self._carried = directory / "carried"
+        self._damaged: str | None = None  # the version that serves, where it cannot be loaded
         self._missed = 0  # the change whose aftermath alone no longer makes a better model
 
-    def begin(self, buffer: ReplayBuffer, trigger: str, changed_at: int | None = None) -> Job | None:
+    def serving(self) -> tuple[str | None, dict[str, Any]]:
+        """The version to go on from and its lineage; None where none serves, or one that is damaged.
+
+        Raises:
+            VersionRefused: Storage refuses, or the pointer is damaged.
+        """
+        name = self.registry.current()
+        if name is None:
+            return None, {}
+        try:
+            lineage = (self.registry.load if name == self._damaged else self.registry.describe)(name).lineage
+        except StorageRefused:
+            raise
+        except VersionRefused as error:
+            log.warning("%s serves and is damaged: the next model is fitted from nothing. %s", name, error)
+            self._damaged = name
+            return None, {}
+        self._damaged = None
+        return name, lineage
+
+    def begin(
+        self,
+        buffer: ReplayBuffer,
+        trigger: str,
+        changed_at: int | None = None,
+        serving: tuple[str | None, dict[str, Any]] | None = None,
+    ) -> Job | None:
         """Take a sample and put a new pass on disk; one that was under way is dropped.
 
         Args:
@@ -77,6 +110,7 @@ class Learner:
             changed_at: After an alarm: events seen when the stream changed. Older events no longer tell what follows
                 what, so they are learnt no more, here and in the passes of the versions that come of it; until one of
                 those is rejected, which says that the older ones are missed.
+            serving: What `serving` has just said, where that was asked in another thread than the buffer's.
 
         Returns:
             The pass, None when too little in the buffer is new to the serving version.
@@ -84,8 +118,9 @@ class Learner:
         Raises:
             RecstreamError: The registry or the disk refuses.
         """
-        settings, parent, seen = self.settings, self.registry.current(), buffer.seen
-        lineage = {} if parent is None else self.registry.describe(parent).lineage
+        parent, described = self.serving() if serving is None else serving
+        settings, seen = self.settings, buffer.seen
+        lineage = lineage_in(buffer.log_id, seen, described)
         since = int(lineage.get("since", 0)) if changed_at is None else changed_at
         if since == self._missed and changed_at is None:
             since = 0
@@ -101,13 +136,18 @@ class Learner:
         sample = buffer.sample(recent, reservoir, _seed(settings.seed, seen), since)
         digest = hashlib.sha256(f"{parent} {seen} {trigger} {sorted(sample.offsets.items())}".encode())
         job = Job(digest.hexdigest()[:16], parent, anew, sample.seed, trigger, since, seen if anew else fitted, sample)
-        if unseen(sample, self._parent(job)) < 2 * settings.fine.gate.fewest_events:
+        if new_to(lineage, sample).sum() < 2 * settings.fine.gate.fewest_events:
             return None
         self._write(job)
         return job
 
     def pending(self) -> Job | None:
-        """The pass a kill interrupted, None when there is none or another version serves by now."""
+        """The pass a kill interrupted, None when there is none or another version serves by now.
+
+        Raises:
+            StateError: Its process died three times without getting on; the pass is dropped.
+            VersionRefused: The registry refuses.
+        """
         try:
             head = json.loads((self._directory / "pass.json").read_text())
             sample = Sample.load(self._directory / "sample.replay")
@@ -116,10 +156,17 @@ class Learner:
             self.finish()
             return None
         published = published_by(self.registry, job.id)
-        serving = self.registry.current()
+        serving, _ = self.serving()
         if serving != job.parent and (published is None or serving != published):
             self.finish()
             return None
+        if published is None and tries.at_this_place(self._directory, self._checkpoint) >= tries.MOST:
+            self.finish()
+            raise StateError(
+                what=f"the pass {job.id} ({job.trigger}, {len(job.sample)} events) is dropped",
+                why=f"it was begun {tries.MOST} times and its process died each time before the next checkpoint",
+                fix="if it ran out of memory, give it more, or make RECSTREAM_TRAIN_RECENT_EVENTS smaller",
+            )
         return job
 
     def run(
@@ -137,6 +184,7 @@ class Learner:
         """
         published = published_by(self.registry, job.id)
         if published is None:
+            tries.count(self._directory, self._checkpoint)
             parent = self._parent(job)
             candidate = fine_tune(
                 parent,
@@ -145,7 +193,7 @@ class Learner:
                 job.seed,
                 progress,
                 self.device,
-                self._directory / "checkpoint.pt",
+                self._checkpoint,
                 anew=job.anew,
                 carried=None if parent is None else carried_by(self._carried, parent),
             )
@@ -162,7 +210,8 @@ class Learner:
         promoted = bool(summary.metrics["gate"]["promoted"])
         self._missed = 0 if promoted else job.since
         if promoted:
-            promoted = self.registry.succeed(published, job.parent)
+            self.serving()  # notes whether that is a damaged one, which the pass was begun without
+            promoted = self.registry.succeed(published, job.parent or self._damaged)
             if not promoted:
                 summary.metrics["gate"]["reasons"].append("another version was promoted meanwhile")
         return Outcome(published, promoted, summary.metrics, summary.lineage)
@@ -181,7 +230,13 @@ class Learner:
         return self.registry.retention(self.settings.keep_versions)
 
     def _parent(self, job: Job) -> Version | None:
-        return self.registry.load(job.parent) if job.parent is not None else None
+        try:
+            return self.registry.load(job.parent) if job.parent is not None else None
+        except StorageRefused:
+            raise
+        except VersionRefused:  # this pass fails; the next does without
+            self._damaged = job.parent
+            raise
 
     def _publish(self, job: Job, candidate: Candidate, verdict: Verdict, now_ms: int | None) -> str:
         lineage = {

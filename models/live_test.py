@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from models.gate import followers, ranks_of
 from models.network import Network
-from models.pass_events import histories_of
+from models.pass_events import histories_of, new_to
 from models.registry import Version
 from state.replay_sample import Sample
 
@@ -48,11 +48,6 @@ class LiveTest:
 
     def _new_to_it(self, sample: Sample) -> NDArray[np.bool_]:
         """Which recent events (N,) came after those it was made from: what it has learnt is no test."""
-        recent = np.flatnonzero(sample.recent)
-        if "seen" in self._lineage:
-            fresh = np.arange(sample.seen - len(recent), sample.seen) >= int(self._lineage["seen"])
-        else:  # fitted on a table, whose events may come by again as a stream
-            fresh = sample.times_ms[recent] > int(self._lineage.get("newest_ms", -1))
         wanted = np.zeros(len(sample), np.bool_)
-        wanted[recent[fresh]] = True
+        wanted[np.flatnonzero(sample.recent)[new_to(self._lineage, sample)]] = True
         return wanted

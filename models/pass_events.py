@@ -1,9 +1,10 @@
 """Which events of a sample a pass learns, epoch by epoch, and which ones the gate judges its candidate on.
 
-Letters: N events of the sample, M of them in the histories.
+Letters: N events of the sample, R recent ones, M in the histories.
 """
 
-from typing import Final
+from collections.abc import Mapping
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +15,19 @@ from models.vocabulary import Growth
 from state.replay_sample import BLOCK, Sample
 
 _SECOND_MS: Final = 1000
+LOG_FIELDS: Final = ("log", "seen", "offsets", "since", "fitted_seen")  # of a lineage: places in a trainer's own log
+
+
+def lineage_in(log_id: str, seen: int, lineage: Mapping[str, Any]) -> dict[str, Any]:
+    """A lineage without its places in the log where that is another log than this: the trainer's buffer was lost.
+
+    Args:
+        log_id: Which log this is.
+        seen: Events it has counted.
+        lineage: Of a version; one of an earlier release does not say of which log, and is believed what can be.
+    """
+    same = lineage["log"] == log_id if "log" in lineage else int(lineage.get("seen", 0)) <= seen
+    return {name: value for name, value in lineage.items() if same or name not in LOG_FIELDS}
 
 
 def held_out(sample: Sample, parent: Version | None, share: float, most: int) -> NDArray[np.bool_]:
@@ -27,7 +41,7 @@ def held_out(sample: Sample, parent: Version | None, share: float, most: int) ->
     """
     recent = np.flatnonzero(sample.recent)
     if parent is not None:
-        recent = recent[_unseen(sample, recent, parent)]
+        recent = recent[new_to(parent.lineage, sample)]
     size = min(int(share * int(sample.recent.sum())), most, len(recent) // 2)
     held = np.zeros(len(sample), np.bool_)
     newest = np.argsort(sample.times_ms[recent], kind="stable")[len(recent) - size :]
@@ -35,17 +49,14 @@ def held_out(sample: Sample, parent: Version | None, share: float, most: int) ->
     return held
 
 
-def unseen(sample: Sample, parent: Version | None) -> int:
-    """How many recent events the parent was not trained on."""
-    recent = np.flatnonzero(sample.recent)
-    return len(recent) if parent is None else int(_unseen(sample, recent, parent).sum())
-
-
-def _unseen(sample: Sample, recent: NDArray[np.int64], parent: Version) -> NDArray[np.bool_]:
-    if "seen" in parent.lineage:  # made from this log: what arrived after its sample is new to it
+def new_to(lineage: Mapping[str, Any], sample: Sample) -> NDArray[np.bool_]:
+    """Which recent events (R,) a version of this lineage was not made from."""
+    recent, lineage = np.flatnonzero(sample.recent), lineage_in(sample.log_id, sample.seen, lineage)
+    if "seen" in lineage:  # made from this log: what arrived after its sample is new to it
         arrival = sample.seen - len(recent) + np.arange(len(recent))
-        return arrival >= int(parent.lineage["seen"])
-    newer: NDArray[np.bool_] = sample.times_ms[recent] > int(parent.lineage.get("newest_ms", -1))
+        return arrival >= int(lineage["seen"])
+    # Made from a table, or from a log that was lost: its events may come by again.
+    newer: NDArray[np.bool_] = sample.times_ms[recent] > int(lineage.get("newest_ms", -1))
     return newer
 
 

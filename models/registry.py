@@ -23,6 +23,7 @@ from models.version import (
     FILES,
     HEADS,
     MANIFEST,
+    StorageRefused,
     Summary,
     Version,
     VersionRefused,
@@ -36,7 +37,7 @@ from models.version import (
     version_name,
 )
 
-__all__ = ["Registry", "Summary", "Version", "VersionRefused"]
+__all__ = ["Registry", "StorageRefused", "Summary", "Version", "VersionRefused"]
 
 CLAIMS: Final = ".claims"
 _UNFINISHED: Final = ".tmp-"
@@ -249,6 +250,8 @@ class Registry:
         write_pointer(self._storage, list(dict.fromkeys(names)), turn + 1)
         try:
             self._check_published(names[0])
+        except StorageRefused:  # nobody can tell; a moment ago it was there
+            return
         except VersionRefused:
             write_pointer(self._storage, before, turn + 2)
             raise
@@ -315,7 +318,8 @@ class Registry:
             except FileNotFoundError as exc:
                 raise refusal(version, f"the file {name} is missing") from exc
             except Exception as exc:  # as in `Storage.guard`
-                raise refusal(version, f"the file {name} cannot be read: {str(exc) or type(exc).__name__}") from exc
+                told = refusal(version, f"the file {name} cannot be read: {str(exc) or type(exc).__name__}")
+                raise StorageRefused(told.what, told.why, told.fix) from exc
         manifest = contents.pop(MANIFEST)
         verify(version, manifest, contents)
         return contents

@@ -1,4 +1,4 @@
-"""Where a model registry lies: a directory or an object store, its errors told as `VersionRefused`."""
+"""Where a model registry lies: a directory or an object store, its errors told as `StorageRefused`."""
 
 import os
 from collections.abc import Iterator
@@ -8,7 +8,7 @@ from pathlib import Path
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
-from models.version import VersionRefused
+from models.version import StorageRefused, VersionRefused
 from state.errors import RecstreamError
 
 
@@ -42,7 +42,7 @@ class Storage:
         """Whatever is raised inside becomes a refusal that says what the trouble is.
 
         Raises:
-            VersionRefused: Something was raised.
+            StorageRefused: Something was raised.
         """
         try:
             yield
@@ -51,7 +51,7 @@ class Storage:
         except Exception as exc:  # object stores' clients have errors of their own, which are no OSError
             what = f"The model registry {self.url} {trouble}"
             fix = "Check that the path exists and can be reached, its permissions and the space left"
-            raise VersionRefused(what, str(exc) or type(exc).__name__, fix) from exc
+            raise StorageRefused(what, str(exc) or type(exc).__name__, fix) from exc
 
     def read(self, file: str) -> bytes:
         """The content of a file; FileNotFoundError where there is none."""

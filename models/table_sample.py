@@ -1,16 +1,14 @@
 """A table of events as a training sample: what the trainer takes out of its replay buffer, from a file instead."""
 
 from dataclasses import replace
-from typing import Final
 
 import numpy as np
 import polars as pl
 
+from models.pass_events import LOG_FIELDS
 from models.registry import Version
 from models.tables import Events
 from state.replay_sample import Sample
-
-LOG_FIELDS: Final = ("seen", "offsets", "since", "fitted_seen")  # of a lineage: places in the trainer's own log
 
 
 def sample_of(events: Events) -> Sample:

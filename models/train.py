@@ -23,10 +23,11 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 
 from models.finetune import Candidate, FineTuneSettings, Step, fine_tune, fingerprint, gate
 from models.learner import figures_of, published_by
+from models.pass_events import LOG_FIELDS
 from models.private import PrivacySettings
 from models.ranks import Ranks
 from models.registry import Registry, Version
-from models.table_sample import LOG_FIELDS, detached, sample_of
+from models.table_sample import detached, sample_of
 from models.tables import parse_columns, parse_types, read_table
 from models.train_options import NOTHING, SERVING, parse
 from models.training_settings import TrainingSettings

@@ -29,6 +29,10 @@ class VersionRefused(RecstreamError):
     """A model version is missing, damaged or does not fit; the one being served stays in place."""
 
 
+class StorageRefused(VersionRefused):
+    """Storage does not answer, which says nothing about the version."""
+
+
 @dataclass(frozen=True, slots=True)
 class Summary:
     """What a version says of itself without its weights."""

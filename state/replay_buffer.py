@@ -20,6 +20,7 @@ References:
 
 import fcntl
 import os
+import secrets
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -79,6 +80,7 @@ class ReplayBuffer:
 
     Attributes:
         seen: Events taken in since the buffer began, also those no longer held.
+        log_id: Which buffer that is: another one, begun when this was lost, counts from 0 again.
         truncated_bytes: What a crash had left behind the last whole frame, cut off at open.
 
     Raises:
@@ -96,7 +98,7 @@ class ReplayBuffer:
 
     def __init__(self, directory: Path, settings: ReplaySettings | None = None) -> None:
         self.settings = settings or ReplaySettings()
-        self.seen = 0
+        self.seen, self.log_id = 0, ""
         self._threshold = _EVERYBODY  # hashes above it are not in the reservoir
         self._offsets: dict[str, int] = {}
         self._held = HeldEvents(self.settings.capacity, self.settings.seed)
@@ -126,6 +128,8 @@ class ReplayBuffer:
             os.close(self._lock)
             raise
         self._mark_written()
+        if not self.log_id:  # new, or of an earlier release
+            self.log_id, self._named = secrets.token_hex(8), False
         self.truncated_bytes = self._log.truncated_bytes
         if len(self._held) >= self.settings.capacity:
             self._compact()
@@ -213,9 +217,10 @@ class ReplayBuffer:
         Raises:
             StateError: The disk refuses.
         """
-        if self._written == len(self._held) and not self._unwritten_offsets:
+        if self._written == len(self._held) and not self._unwritten_offsets and self._named:
             return
         head = {
+            "log": self.log_id,
             "user_key": self.settings.user_key,
             "offsets": self._unwritten_offsets,
             "users": self._held.users.names[self._written_users :],
@@ -263,7 +268,8 @@ class ReplayBuffer:
             seed: Randomness of the draw; the same seed and log give the same sample.
             since: Learn nothing of the first so many events ever seen.
         """
-        return draw(self._held, self._threshold, recent, reservoir, seed, since, self.seen, dict(self._offsets))
+        held, offsets = self._held, dict(self._offsets)
+        return draw(held, self._threshold, recent, reservoir, seed, since, self.seen, offsets, self.log_id)
 
     def close(self) -> None:
         """Release the file; what was not committed is not kept."""
@@ -289,6 +295,7 @@ class ReplayBuffer:
         held.put(columns["users"], columns["items"], columns["kinds"], columns["times_ms"])
         self.seen += len(columns["users"])
         self._offsets |= head["offsets"]
+        self.log_id = head.get("log", self.log_id)
         if "seen" in head:  # the frame a compaction wrote: counts of events that are gone come with it
             self.seen = head["seen"]
             same_seed = head["seed"] == self.settings.seed
@@ -298,7 +305,7 @@ class ReplayBuffer:
     def _mark_written(self) -> None:
         held = self._held
         self._written, self._written_users, self._written_items = len(held), len(held.users), len(held.items)
-        self._unwritten_offsets = {}
+        self._unwritten_offsets, self._named = {}, True
 
     def _compact(self) -> None:
         settings, held = self.settings, self._held
@@ -316,6 +323,7 @@ class ReplayBuffer:
         held = self._held
         columns = held.columns() | {"item_counts": held.item_counts, "item_last_ms": held.item_last_ms}
         head = {
+            "log": self.log_id,
             "user_key": self.settings.user_key,
             "offsets": self._offsets,
             "users": held.users.names,

@@ -37,6 +37,7 @@ class Sample:
         offsets: Next offset of each ``topic:partition``: what the buffer had seen when the sample was taken.
         seen: Events the buffer had taken in since it began.
         seed: What the reservoir part was drawn with.
+        log_id: Which buffer `seen` counts the events of; empty for none.
     """
 
     users: NDArray[np.int32]
@@ -52,6 +53,7 @@ class Sample:
     offsets: Mapping[str, int]
     seen: int
     seed: int
+    log_id: str = ""
 
     def __len__(self) -> int:
         return len(self.users)
@@ -62,7 +64,8 @@ class Sample:
         Raises:
             StateError: The disk refuses.
         """
-        head = {"items": self.item_ids, "offsets": dict(self.offsets), "seen": self.seen, "seed": self.seed}
+        names = ("seen", "seed", "log_id")
+        head = {"items": self.item_ids, "offsets": dict(self.offsets), **{name: getattr(self, name) for name in names}}
         temporary = path.with_suffix(".new")
         temporary.unlink(missing_ok=True)
         log = FrameLog(temporary)
@@ -99,6 +102,7 @@ class Sample:
             offsets=head["offsets"],
             seen=head["seen"],
             seed=head["seed"],
+            log_id=head.get("log_id", ""),  # of an earlier release
         )
 
 
@@ -116,6 +120,7 @@ def draw(
     since: int,
     seen: int,
     offsets: Mapping[str, int],
+    log_id: str,
 ) -> Sample:
     """Choose events to learn from, and all earlier events of the same users.
 
@@ -128,6 +133,7 @@ def draw(
         since: Learn nothing of the first so many events ever seen.
         seen: Events ever seen.
         offsets: Next offset of each ``topic:partition``.
+        log_id: Which buffer counted them.
     """
     n, columns = len(held), held.columns()
     users = columns["users"]
@@ -158,6 +164,7 @@ def draw(
         offsets=offsets,
         seen=seen,
         seed=seed,
+        log_id=log_id,
     )
 
 

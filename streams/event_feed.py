@@ -1,8 +1,10 @@
 """The input topics as the trainer reads them: a consumer group of its own, positions kept beside the buffer's data."""
 
+import asyncio
 import logging
 import time
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import compress
 from typing import Any, Final
@@ -45,7 +47,7 @@ class EventFeed(ConsumerRebalanceListener):  # type: ignore[misc]
     """Reads events into a replay buffer.
 
     The buffer names the next offset of every partition, atomically with the data: reading starts there, whatever the
-    group has committed. Commits to the group are for operators who watch its lag.
+    group has committed; without one at the beginning. Commits to the group are for operators who watch its lag.
 
     Args:
         settings: Brokers, group, partitions.
@@ -72,6 +74,8 @@ class EventFeed(ConsumerRebalanceListener):  # type: ignore[misc]
             fetch_max_wait_ms=_FETCH_MAX_WAIT_MS,
         )
         self._assigned: set[TopicPartition] = set()
+        self._placed = asyncio.Event()  # every assigned partition stands where reading begins: before, nothing is taken
+        self._failed: Exception | None = None  # why they could not be placed
         self._durable = dict(buffer.offsets)
         self.erasures: dict[int, Erasures] = {}
 
@@ -96,18 +100,19 @@ class EventFeed(ConsumerRebalanceListener):  # type: ignore[misc]
 
     async def on_partitions_revoked(self, revoked: Iterable[TopicPartition]) -> None:
         """Another trainer takes partitions over."""
+        self._placed.clear()
         self._assigned -= set(revoked)
 
     async def on_partitions_assigned(self, assigned: Iterable[TopicPartition]) -> None:
         """Go on where the buffer's data ends, and read all requests to be forgotten that were not answered."""
         self.erasures = {}
-        for partition in assigned:
-            following = self._buffer.offset(partition.topic, partition.partition)
-            if following is not None:
-                self._consumer.seek(partition, following)
-            elif partition.topic == FORGET_USERS:
-                await self._consumer.seek_to_beginning(partition)
+        try:
+            await self._place(assigned)
+        except Exception as error:  # aiokafka would log it and read on from elsewhere; `take` raises it
+            self._failed = error
+            return
         self._assigned = set(assigned)
+        self._placed.set()
 
     def consumed(self, topic: str, partition: int) -> int:
         """Offset of an input topic's partition below which nothing will be read any more, whatever crashes."""
@@ -126,11 +131,17 @@ class EventFeed(ConsumerRebalanceListener):  # type: ignore[misc]
         """
         consumer = self._consumer
         consumer._coordinator.check_errors()
+        if self._failed is not None:
+            raise self._failed
         with consumer._fetcher._subscriptions.fetch_context():
+            if not self._placed.is_set():
+                with suppress(TimeoutError):
+                    await asyncio.wait_for(self._placed.wait(), wait_seconds)
+                return Taken(0, 0, 0)
             fetched: dict[Any, list[RecordBatch]] = await fetch_batches(
                 consumer._fetcher,
                 None,
-                may_take=lambda: True,
+                may_take=self._placed.is_set,
                 in_batches=lambda _: True,
                 timeout_seconds=wait_seconds,
                 max_events=_MOST_EVENTS,
@@ -176,6 +187,26 @@ class EventFeed(ConsumerRebalanceListener):  # type: ignore[misc]
             if end is not None:
                 total += max(0, end - await self._consumer.position(partition))
         return total
+
+    async def _place(self, assigned: Iterable[TopicPartition]) -> None:
+        """Meanwhile aiokafka resolves positions by what the group has committed, and fetches from there."""
+        unread = []
+        for partition in assigned:
+            following = self._buffer.offset(partition.topic, partition.partition)
+            if following is None:
+                unread.append(partition)
+            else:
+                self._consumer.seek(partition, following)
+        first = [partition for partition in unread if not await self._begins_at_the_end(partition)]
+        if first:
+            for partition, offset in (await self._consumer.beginning_offsets(first)).items():
+                self._consumer.seek(partition, offset)
+
+    async def _begins_at_the_end(self, partition: TopicPartition) -> bool:
+        """Only where nothing was ever read: a group that has committed had a buffer, which fills again."""
+        if partition.topic == FORGET_USERS or self._settings.start_from != "latest":
+            return False
+        return await self._consumer.committed(partition) is None
 
     def _keep(self, batch: RecordBatch) -> tuple[int, int]:
         following = self._buffer.offset(batch.topic, batch.partition)

@@ -23,6 +23,7 @@ from models.cadence import Cadence, CadenceSettings
 from models.finetune import FineTuneSettings
 from models.job import LearnSettings, Outcome
 from models.learner import Learner
+from models.pass_events import lineage_in
 from models.private import PrivacySettings, accountant
 from models.registry import Registry
 from models.training_settings import ONE_PASS, PASS_AFTER_PASS
@@ -212,7 +213,7 @@ class Trainer:
                     return
                 continue
             self._watch(now)
-            self._consider(now)
+            await self._consider(now)
 
     async def _housekeeping(self, feed: EventFeed, now: float) -> None:
         await feed.commit()
@@ -232,7 +233,7 @@ class Trainer:
         if alarm is not None:
             self._cadence.alarm(alarm, self._buffer.seen)
 
-    def _consider(self, now: float) -> None:
+    async def _consider(self, now: float) -> None:
         """Begin a pass when one is due and none runs."""
         if self._passes.running:
             return
@@ -240,12 +241,12 @@ class Trainer:
         trigger = self._cadence.due(seen, now, self._live.serving is not None)
         if trigger is not None:
             self._buffer.commit()  # a version never knows events that a crash could take back
-            self._passes.begin(self._buffer, trigger, self._cadence.changed_at)
+            await self._passes.begin(self._buffer, trigger, self._cadence.changed_at)
             self._cadence.began(seen, now)
 
     async def _once(self, feed: EventFeed) -> None:
         await feed.commit()
-        if not self._passes.begin(self._buffer, "once"):
+        if not await self._passes.begin(self._buffer, "once"):
             log.warning("Nothing to learn: too few events are new to the serving version")
         while self._passes.running and not self._stopping:
             await asyncio.sleep(0.05)
@@ -259,6 +260,6 @@ class Trainer:
         await self._live.look(now=True)
 
     def _seen_by_serving(self) -> int:
-        registry = self._learner.registry
-        name = registry.current()
-        return 0 if name is None else min(int(registry.describe(name).lineage.get("seen", 0)), self._buffer.seen)
+        _, described = self._learner.serving()
+        lineage = lineage_in(self._buffer.log_id, self._buffer.seen, described)
+        return min(int(lineage.get("seen", 0)), self._buffer.seen)

@@ -15,7 +15,7 @@ from typing import Any, Final
 from models.finetune import Step
 from models.job import Job, Outcome
 from models.learner import Learner
-from state.errors import RecstreamError
+from state.errors import RecstreamError, StateError
 from state.replay_buffer import ReplayBuffer
 from streams.announce import Announcement, announce
 from streams.console import progress_bar, screen
@@ -48,7 +48,7 @@ class Passes:
         self._scalars = Scalars(directory / "tensorboard")
         self._thread = ThreadPoolExecutor(1, "training")
         self._task: asyncio.Task[Outcome | None] | None = None
-        self._stopping = False
+        self._stopping = self._idle = False
         self.begun = 0
         self.last: Outcome | None = None
 
@@ -59,30 +59,36 @@ class Passes:
 
     async def resume(self) -> bool:
         """Go on with the pass that was interrupted. Returns whether there was one."""
-        job = await asyncio.to_thread(self._learner.pending)
+        try:
+            job = await asyncio.to_thread(self._learner.pending)
+        except StateError as error:
+            log.error("No pass is gone on with. %s", error)
+            self._metrics.versions.labels("failed").inc()
+            return False
         if job is None:
             return False
         log.info("Going on with the pass that was interrupted (%s, %d events)", job.trigger, len(job.sample))
         self._start(job)
         return True
 
-    def begin(self, buffer: ReplayBuffer, trigger: str, changed_at: int | None = None) -> bool:
+    async def begin(self, buffer: ReplayBuffer, trigger: str, changed_at: int | None = None) -> bool:
         """Begin a pass. Returns whether there was enough to learn."""
         try:
-            job = self._learner.begin(buffer, trigger, changed_at)
+            serving = await asyncio.to_thread(self._learner.serving)  # storage may be slow
+            job = self._learner.begin(buffer, trigger, changed_at, serving)
         except RecstreamError as error:
             log.error("No pass could begin. %s", error)
             self._metrics.versions.labels("failed").inc()
             return False
         if job is not None:
             self._start(job)
+        elif not self._idle:
+            self._idle = True
+            log.info("No pass begins (%s): too few events are new to the serving version", trigger)
         return job is not None
 
     def collect(self) -> Outcome | None:
-        """What came of the pass that has ended meanwhile, once; None when none has, or it came to nothing.
-
-        Whatever went wrong in it without being foreseen is raised here.
-        """
+        """What came of the pass that has ended meanwhile, once; None when none has, or it came to nothing."""
         if self._task is None or not self._task.done():
             return None
         task, self._task = self._task, None
@@ -105,6 +111,7 @@ class Passes:
 
     def _start(self, job: Job) -> None:
         self.begun += 1
+        self._idle = False
         self._metrics.passes.labels(job.trigger).inc()
         self._task = asyncio.create_task(self._pass(job))
 
@@ -119,15 +126,25 @@ class Passes:
                 log.info("The pass is interrupted; the next start goes on with it")
                 return None
             await self._tell(job, outcome, time.monotonic() - started)
-        except RecstreamError as error:
-            log.error("The pass failed. %s", error)
+        except Exception as error:  # what nobody had foreseen too: on disk, the pass would fail again at each start
+            foreseen = isinstance(error, RecstreamError)
+            log.error("The pass failed. %s", error, exc_info=None if foreseen else error)
             self._metrics.versions.labels("failed").inc()
             await asyncio.to_thread(self._learner.finish)
             return None
         finally:
             self._metrics.training.set(0)
         self.last = outcome
+        await self._tidy()
         return outcome
+
+    async def _tidy(self) -> None:
+        """Nothing depends on it: the pass is over, and the next one tidies too."""
+        try:
+            for gone in await asyncio.to_thread(self._learner.tidy):
+                log.info("Deleted %s", gone)
+        except Exception as error:
+            log.warning("Older versions were not deleted. %s", error)
 
     def _work(self, job: Job) -> Outcome | None:
         """In the training thread."""
@@ -170,8 +187,6 @@ class Passes:
         await asyncio.to_thread(self._learner.finish)
         self._metrics.finished(outcome, seconds)
         self._scalars.outcome(job.sample.seen, outcome)
-        for gone in await asyncio.to_thread(self._learner.tidy):
-            log.info("Deleted %s", gone)
 
     async def _announce(self, outcome: Outcome, version: str) -> None:
         """Workers poll the registry too, so a broker that is away delays nothing but the word."""

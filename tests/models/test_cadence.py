@@ -13,6 +13,16 @@ def test_a_first_model_waits_for_enough_events() -> None:
     assert cadence.due(2_200, 0.0, serving=False) == "cold-start"
 
 
+def test_a_first_model_that_was_rejected_waits_for_a_quarter_more() -> None:
+    cadence, passes = Cadence(SETTINGS, 0, 0.0), []
+    for seen in range(0, 5_001, 100):
+        if cadence.due(seen, 0.0, serving=False):
+            passes.append(seen)
+            cadence.began(seen, 0.0)
+            cadence.rejected()
+    assert passes == [2_000, 2_500, 3_200, 4_000, 5_000]
+
+
 def test_a_young_stream_trains_at_every_doubling() -> None:
     cadence, seen, passes = Cadence(SETTINGS, 0, 0.0), 2_000, []
     cadence.began(2_000, 0.0)

@@ -2,9 +2,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 from models.course import Step
 from models.finetune import fine_tune
+from state.errors import StateError
 from state.replay_sample import Sample
 from tests.models.learning import FINE, QUICK, a_buffer, stream
 from tests.models.test_finetune import same
@@ -61,6 +63,19 @@ def test_a_kill_between_checkpoints_goes_back_to_the_last_one(sample: Sample, tm
         with pytest.raises(Killed):
             fine_tune(None, sample, FINE, 4, progress, checkpoint=checkpoint)
     assert same(fine_tune(None, sample, FINE, 4, None, checkpoint=checkpoint), whole)
+
+
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), RuntimeError("PytorchStreamWriter failed")])
+def test_a_checkpoint_that_cannot_be_written_says_where_and_why(
+    sample: Sample, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def full(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.raises(StateError, match="cannot write the checkpoint") as raised:
+        fine_tune(None, sample, FINE, 4, checkpoint=tmp_path / "checkpoint.pt")
+    assert str(error) in raised.value.why and raised.value.fix
 
 
 @pytest.mark.parametrize("damage", [b"", b"not a checkpoint", None])

@@ -8,7 +8,8 @@ import pytest
 from models.finetune import Step
 from models.job import Job, LearnSettings, Outcome, fine_settings
 from models.learner import Learner
-from models.registry import Registry, Summary
+from models.registry import Registry, Summary, VersionRefused
+from state.errors import StateError
 from state.replay_buffer import ReplayBuffer
 from tests.models.learning import FINE, a_buffer, feed, stream
 
@@ -105,6 +106,43 @@ def test_passes_go_on_from_one_another_whatever_is_killed_in_between(begun: tupl
     assert run(learner, learner.begin(buffer, "events")).lineage["goes_on_from_update"] is None
 
 
+def test_learning_goes_on_by_time_when_the_buffer_was_lost(begun: tuple[Learner, ReplayBuffer], tmp_path: Path) -> None:
+    learner, buffer = begun
+    first = run(learner, learner.begin(buffer, "cold-start"))
+    assert first.lineage["log"] == buffer.log_id
+    rows = stream(1_850)
+    with a_buffer(tmp_path / "new", rows[850:1_350]) as again:  # what the topics still hold
+        assert learner.begin(again, "events") is None
+        feed(again, rows[1_350:1_750])  # what the gate judged the first version on comes first
+        job = learner.begin(again, "events")
+        assert job is not None and not job.anew and job.sample.seen == 900
+        second = run(learner, job)
+        assert second.promoted and second.lineage["parent"] == first.version
+        assert second.lineage["log"] == again.log_id
+        feed(again, rows[1_750:1_850])
+        job = learner.begin(again, "events")
+        assert job is not None and job.sample.recent.sum() == 400  # four times what is new
+
+
+def test_versions_of_a_release_that_did_not_name_its_log_are_gone_on_from(
+    begun: tuple[Learner, ReplayBuffer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    learner, buffer = begun
+    with monkeypatch.context() as patch:
+        publish = learner.registry.publish
+
+        def unnamed(network: Any, vocabulary: Any, figures: Any, lineage: dict[str, Any], **how: Any) -> str:
+            return publish(network, vocabulary, figures, {k: v for k, v in lineage.items() if k != "log"}, **how)
+
+        patch.setattr(learner.registry, "publish", unnamed)
+        first = run(learner, learner.begin(buffer, "cold-start"))
+    assert "log" not in first.lineage
+    assert learner.begin(buffer, "time") is None
+    feed(buffer, stream(1_610)[1_500:])
+    job = learner.begin(buffer, "time")
+    assert job is not None and job.sample.recent.sum() == 440 and job.fitted_seen == 1_500
+
+
 def test_nothing_new_is_no_pass(begun: tuple[Learner, ReplayBuffer]) -> None:
     learner, buffer = begun
     run(learner, learner.begin(buffer, "cold-start"))
@@ -173,6 +211,97 @@ def test_a_stopped_pass_goes_on_in_another_process(begun: tuple[Learner, ReplayB
     outcome = other.run(again, lambda step: seen.append(step.done))
     assert outcome is not None and outcome.promoted
     assert seen[0] > batches[-1]
+
+
+class Killed(BaseException):
+    pass
+
+
+def killed_at(learner: Learner, job: Job | None, batch: int) -> None:
+    """Run the pass in a process that dies at so many batches."""
+    assert job is not None
+    left = iter(range(batch, -1, -1))
+
+    def progress(_: Step) -> None:
+        if next(left) == 1:
+            raise Killed
+
+    with pytest.raises(Killed):
+        learner.run(job, progress)
+
+
+def test_a_pass_that_kills_its_process_wherever_it_goes_on_is_dropped(
+    begun: tuple[Learner, ReplayBuffer], tmp_path: Path
+) -> None:
+    learner, buffer = begun
+    killed_at(learner, learner.begin(buffer, "cold-start"), FINE.checkpoint_batches + 1)
+    for _ in range(3):  # before the next checkpoint
+        again = learner_in(tmp_path)
+        killed_at(again, again.pending(), 1)
+    with pytest.raises(StateError, match="was begun 3 times"):
+        learner_in(tmp_path).pending()
+    assert not (tmp_path / "pass").exists()
+    assert learner_in(tmp_path).pending() is None
+    assert learner.begin(buffer, "cold-start") is not None  # and counted anew
+    assert learner_in(tmp_path).pending() is not None
+
+
+def test_a_pass_that_gets_on_between_kills_is_gone_on_with(begun: tuple[Learner, ReplayBuffer], tmp_path: Path) -> None:
+    learner, buffer = begun
+    job = learner.begin(buffer, "cold-start")
+    for _ in range(4):
+        for _ in range(2):  # twice nowhere
+            killed_at(learner, job, 1)
+        killed_at(learner, job, FINE.checkpoint_batches + 1)
+        learner = learner_in(tmp_path)
+        job = learner.pending()
+    assert run(learner, job).promoted
+
+
+@pytest.mark.parametrize("broken", ["weights.safetensors", "lineage.json"])
+def test_a_damaged_version_that_serves_is_replaced_by_one_fitted_from_nothing(
+    begun: tuple[Learner, ReplayBuffer], tmp_path: Path, caplog: pytest.LogCaptureFixture, broken: str
+) -> None:
+    learner, buffer = begun
+    first = run(learner, learner.begin(buffer, "cold-start"))
+    path = tmp_path / "registry" / str(first.version) / broken
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-1])
+    feed(buffer, stream(2_000)[1_500:])
+    if broken.startswith("weights"):  # which only a pass reads
+        job = learner.begin(buffer, "events")
+        assert job is not None and job.parent == first.version
+        with pytest.raises(VersionRefused):
+            learner.run(job)
+        learner.finish()
+    job = learner.begin(buffer, "cold-start")
+    assert job is not None and job.parent is None and job.anew
+    assert f"{first.version} serves and is damaged" in caplog.text
+    second = run(learner, job)
+    assert second.promoted and learner.registry.current() == second.version != first.version
+    assert learner.serving()[0] == second.version
+
+
+def test_storage_that_does_not_answer_is_no_damage(
+    begun: tuple[Learner, ReplayBuffer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    learner, buffer = begun
+    first = run(learner, learner.begin(buffer, "cold-start"))
+    feed(buffer, stream(2_000)[1_500:])
+
+    def refuse(path: str) -> bytes:
+        raise PermissionError(path)
+
+    job = learner.begin(buffer, "events")
+    with monkeypatch.context() as patch:
+        pointer = learner.registry.pointer()
+        patch.setattr(learner.registry, "pointer", lambda: pointer)
+        patch.setattr(learner.registry._fs, "cat_file", refuse)
+        with pytest.raises(VersionRefused):
+            learner.serving()
+        with pytest.raises(VersionRefused):
+            learner._parent(job)
+    assert learner.serving()[0] == first.version
 
 
 def test_a_version_published_just_before_a_kill_is_not_published_twice(

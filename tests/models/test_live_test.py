@@ -43,6 +43,7 @@ def test_what_a_version_was_made_from_is_no_test_of_it(tmp_path: Path) -> None:
         feed(buffer, rows[600:])
         sample = buffer.sample(500, 0, 0)  # 200 of them are in the sample it was made from
         table = {"newest_ms": rows[699][2]}
-        for lineage, tested in ((candidate.lineage, 300), (table, 200), ({}, 500)):
+        lost = table | {"seen": 600, "log": "that of a buffer that was lost"}
+        for lineage, tested in ((candidate.lineage, 300), (table, 200), (lost, 200), ({}, 500)):
             version = registry.load(registry.publish(candidate.network, candidate.vocabulary, {}, lineage))
             assert len(LiveTest(version).hits(sample)[0]) == tested

@@ -4,7 +4,7 @@ from pathlib import Path
 import numpy as np
 
 from models.finetune import fine_tune
-from models.pass_events import held_out, histories_of, shares, training_part, unseen
+from models.pass_events import held_out, histories_of, lineage_in, new_to, shares, training_part
 from models.vocabulary import VocabularySettings, grow
 from state.replay_sample import Sample
 from tests.models.learning import FINE, a_buffer, stream
@@ -23,15 +23,26 @@ def test_the_held_out_slice_is_new_to_parent_and_candidate(sample: Sample, tmp_p
     assert source.times_ms.max() < sample.times_ms[held].min()
     assert learn.sum() > 0
     parent = published(fine_tune(None, sample, FINE, seed=1), tmp_path / "registry")
-    assert unseen(sample, parent) == 0
+    assert new_to(parent.lineage, sample).sum() == 0
     assert held_out(sample, parent, 0.2, 10_000).sum() == 0
     older = replace(parent, lineage={"seen": sample.seen - 60})
-    assert unseen(sample, older) == 60
+    assert new_to(older.lineage, sample).sum() == 60
     mine = held_out(sample, older, 0.2, 10_000)
     assert mine.sum() == 30  # half, so that there is something new to learn
     assert np.flatnonzero(mine).tolist() == list(range(len(sample) - 30, len(sample)))
     from_file = replace(parent, lineage={"newest_ms": int(sample.times_ms[-101])})
-    assert unseen(sample, from_file) == 100
+    assert new_to(from_file.lineage, sample).sum() == 100
+
+
+def test_a_place_in_another_log_says_nothing_and_time_tells_what_is_new(sample: Sample) -> None:
+    places = {"seen": sample.seen - 60, "offsets": {"clicks:0": 7}, "since": 5, "fitted_seen": 9}
+    lineage = places | {"newest_ms": int(sample.times_ms[-101])}
+    assert new_to(lineage | {"log": sample.log_id}, sample).sum() == 60
+    assert new_to(lineage | {"log": "lost"}, sample).sum() == 100
+    assert new_to(lineage, sample).sum() == 60  # of an earlier release
+    assert new_to(lineage | {"seen": sample.seen + 1}, sample).sum() == 100  # which counted what this log has not
+    assert lineage_in("new", 10_000, lineage | {"log": "lost"}) == {"newest_ms": lineage["newest_ms"]}
+    assert lineage_in("new", 10_000, lineage) == lineage
 
 
 def test_late_events_are_held_out_by_time_not_by_arrival(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ from hypothesis import strategies as st
 
 from state.errors import StateError
 from state.replay_buffer import ReplayBuffer, ReplaySettings
+from state.replay_log import Columns, encode_frame
 from tests.state.replay_events import SMALL, a_log, contents, feed
 
 
@@ -89,6 +91,38 @@ def test_positions_advance_past_what_could_not_be_used(tmp_path: Path) -> None:
 def test_nonsense_bounds_are_refused(field: str) -> None:
     with pytest.raises(StateError, match=field):
         ReplaySettings(**{field: -1})
+
+
+@pytest.mark.parametrize("events", [0, 30, 700], ids=["empty", "appended", "compacted"])
+def test_a_buffer_is_told_from_one_begun_after_it_was_lost(tmp_path: Path, events: int) -> None:
+    with ReplayBuffer(tmp_path / "one", SMALL) as buffer, ReplayBuffer(tmp_path / "two", SMALL) as other:
+        feed(buffer, a_log(events))
+        buffer.commit()
+        name = buffer.log_id
+        assert name and name != other.log_id
+        assert buffer.sample(10, 0, 0).log_id == name
+    with ReplayBuffer(tmp_path / "one", SMALL) as buffer:
+        assert buffer.log_id == name
+
+
+@pytest.mark.parametrize("events", [30, 700], ids=["appended", "compacted"])
+def test_a_buffer_of_an_earlier_release_gets_a_name(
+    tmp_path: Path, events: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unnamed(head: dict[str, Any], columns: Columns) -> bytes:
+        return encode_frame({key: value for key, value in head.items() if key != "log"}, columns)
+
+    with monkeypatch.context() as patch, ReplayBuffer(tmp_path, SMALL) as buffer:
+        patch.setattr("state.replay_buffer.encode_frame", unnamed)
+        feed(buffer, a_log(events))
+        buffer.commit()
+        held = contents(buffer)
+    with ReplayBuffer(tmp_path, SMALL) as buffer:
+        assert contents(buffer) == held
+        name = buffer.log_id
+        buffer.commit()  # though nothing is new
+    with ReplayBuffer(tmp_path, SMALL) as buffer:
+        assert name and buffer.log_id == name and contents(buffer) == held
 
 
 @pytest.mark.parametrize("events", [30, 700], ids=["appended", "compacted"])

@@ -1,10 +1,12 @@
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from state.errors import StateError
 from state.replay_buffer import ReplayBuffer, ReplaySettings
+from state.replay_log import Columns, encode_frame
 from state.replay_sample import Sample
 from tests.state.replay_events import SMALL, a_log, feed
 
@@ -54,3 +56,17 @@ def test_a_sample_survives_the_disk(tmp_path: Path) -> None:
         Sample.load(tmp_path / "sample.replay")
     with pytest.raises(StateError):
         Sample.load(tmp_path / "nowhere.replay")
+
+
+def test_a_sample_of_an_earlier_release_is_of_no_named_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def unnamed(head: dict[str, Any], columns: Columns) -> bytes:
+        return encode_frame({key: value for key, value in head.items() if key != "log_id"}, columns)
+
+    with ReplayBuffer(tmp_path / "buffer", SMALL) as buffer:
+        feed(buffer, a_log(100))
+        sample = buffer.sample(50, 0, 0)
+        sample.save(tmp_path / "named.replay")
+        monkeypatch.setattr("state.replay_sample.encode_frame", unnamed)
+        sample.save(tmp_path / "unnamed.replay")
+    assert Sample.load(tmp_path / "named.replay").log_id == buffer.log_id
+    assert Sample.load(tmp_path / "unnamed.replay").log_id == ""

@@ -10,6 +10,7 @@ import numpy as np
 import orjson
 import pytest
 from aiokafka import AIOKafkaProducer, TopicPartition
+from aiokafka.errors import KafkaTimeoutError
 from kafka.admin import NewTopic
 
 from state.replay_buffer import ReplayBuffer
@@ -126,6 +127,113 @@ async def test_the_buffer_knows_the_place_not_the_group(settings: Settings, tmp_
         await send(settings, rows(100, 20))
         assert (await read(other, buffer, 20))[0] == 20
         assert len(np.unique(buffer.sample(len(buffer), 0, 0).times_ms)) == 120
+
+
+def hold(feed: EventFeed) -> asyncio.Event:
+    """The broker says where partitions begin only once the event is set."""
+    consumer, go = feed._consumer, asyncio.Event()
+    ask_broker = consumer.beginning_offsets
+
+    async def later(partitions: list[TopicPartition]) -> dict[TopicPartition, int]:
+        await go.wait()
+        return dict(await ask_broker(partitions))
+
+    consumer.beginning_offsets = later
+    return go
+
+
+async def fetched_but_not_taken(feed: EventFeed) -> None:
+    """Turn until aiokafka has events at hand while partitions are still being placed."""
+    for _ in range(150):
+        taken = await feed.take(0.1)
+        assert (taken.records, feed.ready) == (0, False)
+        if any(partition.topic != FORGET_USERS for partition in feed._consumer._fetcher._records):
+            return
+    pytest.fail("nothing was fetched within 15 s")
+
+
+async def to_the_end(feed: EventFeed) -> None:
+    for _ in range(150):
+        await feed.take(0.1)
+        if await feed.caught_up():
+            return
+    pytest.fail("not within 15 s")
+
+
+async def test_nothing_is_taken_before_every_partition_is_placed(settings: Settings, tmp_path: Path) -> None:
+    await send(settings, rows(0, 140))
+    with ReplayBuffer(tmp_path) as buffer:  # a kill between the buffer's commit and the group's
+        await read(settings, buffer, 140, commit=False)
+        buffer.forget(["u1"])
+        buffer.commit()
+    await send(settings, rows(140, 70))
+    with ReplayBuffer(tmp_path) as buffer:
+        feed = EventFeed(settings, buffer)
+        go = hold(feed)
+        await feed.start()
+        try:
+            await fetched_but_not_taken(feed)
+            assert buffer.seen == 140
+            go.set()
+            await to_the_end(feed)
+        finally:
+            go.set()
+            await feed.stop()
+        assert buffer.seen == 210
+        assert times_of(buffer) == [at for user, _, at in rows(0, 210) if user != "u1" or at >= rows(140, 1)[0][2]]
+
+
+@pytest.mark.parametrize("start_from", ["earliest", "latest"])
+async def test_a_buffer_that_was_lost_fills_again(settings: Settings, tmp_path: Path, start_from: str) -> None:
+    settings = settings.model_copy(update={"start_from": "earliest"})
+    await send(settings, rows(0, 140))
+    with ReplayBuffer(tmp_path / "lost") as buffer:
+        await read(settings, buffer, 140)  # and tells the group
+    await send(settings, rows(140, 70))
+    with ReplayBuffer(tmp_path / "new") as buffer:
+        feed = EventFeed(settings.model_copy(update={"start_from": start_from}), buffer)
+        go = hold(feed)
+        await feed.start()
+        try:
+            await fetched_but_not_taken(feed)  # from where the group is
+            go.set()
+            await to_the_end(feed)
+        finally:
+            go.set()
+            await feed.stop()
+        assert times_of(buffer) == [at for *_, at in rows(0, 210)]
+
+
+async def test_a_new_group_may_begin_at_the_end(settings: Settings, tmp_path: Path) -> None:
+    await trickle(settings, rows(0, 20))  # the embedded broker's ends count batches
+    with ReplayBuffer(tmp_path) as buffer:
+        feed = EventFeed(settings.model_copy(update={"start_from": "latest"}), buffer)
+        await feed.start()
+        try:
+            await to_the_end(feed)
+            assert buffer.seen == 0
+            await beside(feed, send(settings, rows(20, 70)))
+            await until(feed, lambda: buffer.seen == 70)
+        finally:
+            await feed.stop()
+
+
+async def test_a_feed_whose_partitions_cannot_be_placed_says_so(settings: Settings, tmp_path: Path) -> None:
+    await send(settings, rows(0, 10))
+    with ReplayBuffer(tmp_path) as buffer:
+        feed = EventFeed(settings, buffer)
+
+        async def refuse(_: object) -> None:
+            raise KafkaTimeoutError("nobody leads it")
+
+        feed._consumer.beginning_offsets = refuse
+        await feed.start()
+        try:
+            with pytest.raises(KafkaTimeoutError, match="nobody leads it"):
+                await to_the_end(feed)
+        finally:
+            await feed.stop()
+        assert buffer.seen == 0 and not feed.ready
 
 
 @pytest.mark.parametrize("broker", ["kafka"], indirect=True)

@@ -19,6 +19,7 @@ import torch
 from aiokafka.structs import TopicPartition
 
 from models.finetune import fine_tune
+from models.learner import Learner
 from models.registry import Registry
 from models.tables import Events
 from state.replay_buffer import ReplayBuffer
@@ -27,8 +28,8 @@ from streams.read_topic import read_to_end, reader
 from streams.replay import produce_events
 from streams.settings import Settings, SettingsError, load_settings
 from streams.topics import MODEL_VERSIONS
-from streams.trainer import TrainerOptions, choose_device, learn_settings, run_trainer
-from tests.models.learning import stream
+from streams.trainer import Trainer, TrainerOptions, choose_device, learn_settings, run_trainer
+from tests.models.learning import a_buffer, stream
 from tests.streams.worker_process import Worker, free_port
 
 pytestmark = pytest.mark.broker
@@ -146,6 +147,15 @@ def test_a_stream_without_a_model_gets_one_and_then_better_ones(bench: Bench) ->
     assert all(entry["key"] == entry["version"] and entry["created"] > 1.6e12 for entry in announced)
     assert announced[0]["parent"] is None
     assert announced[-1]["metrics"]["gate"]["promoted"] is True
+
+
+def test_a_damaged_version_does_not_keep_the_trainer_from_starting(tmp_path: Path) -> None:
+    (tmp_path / "registry").mkdir()
+    (tmp_path / "registry" / "CURRENT").write_text("v0001-0000000a")
+    learner = Learner(Registry(tmp_path / "registry"), tmp_path)
+    with a_buffer(tmp_path / "buffer", stream(50)) as buffer:
+        trainer = Trainer(load_settings(), TrainerOptions(), buffer, learner, tmp_path)
+        assert trainer._seen_by_serving() == 0
 
 
 @pytest.mark.parametrize("broker", ["embedded"], indirect=True)

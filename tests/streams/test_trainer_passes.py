@@ -1,16 +1,19 @@
 import asyncio
 import json
 import logging
+import threading
 import urllib.error
 import urllib.request
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
+from models import tries
 from models.job import LearnSettings
 from models.learner import Learner
-from models.registry import Registry
+from models.registry import Registry, VersionRefused
 from streams.errors import BrokerError
 from streams.settings import load_settings
 from streams.trainer_http import TrainerHttp
@@ -39,7 +42,7 @@ async def test_a_pass_is_published_though_nobody_can_be_told(
     monkeypatch.setattr("streams.trainer_passes._TRIES_SECONDS", (0.01,))
     passes, learner, metrics = build(tmp_path)
     with a_buffer(tmp_path / "buffer", stream(600)) as buffer, caplog.at_level(logging.ERROR):
-        assert passes.begin(buffer, "cold-start")
+        assert await passes.begin(buffer, "cold-start")
         assert passes.running
         outcome = await passes.finish()
         assert not passes.running and outcome is not None
@@ -49,7 +52,10 @@ async def test_a_pass_is_published_though_nobody_can_be_told(
         assert metrics.registry.get_sample_value("recstream_trainer_training") == 0
         assert summary_of(passes.last)["version"] == outcome.version
         assert not (tmp_path / "pass").exists()
-        assert not passes.begin(buffer, "events")  # nothing new
+        with caplog.at_level(logging.INFO):
+            assert not await passes.begin(buffer, "events")  # nothing new
+            assert not await passes.begin(buffer, "events")
+        assert caplog.text.count("too few events are new to the serving version") == 1
         assert await passes.finish() is None
     await passes.stop()
 
@@ -58,7 +64,7 @@ async def test_stopping_interrupts_a_pass_and_resuming_goes_on(tmp_path: Path, m
     monkeypatch.setattr("streams.trainer_passes._TRIES_SECONDS", (0.01,))
     passes, learner, _ = build(tmp_path)
     with a_buffer(tmp_path / "buffer", stream(600)) as buffer:
-        assert passes.begin(buffer, "cold-start")
+        assert await passes.begin(buffer, "cold-start")
         await passes.stop()
     assert passes.last is None and learner.registry.versions() == []
     assert summary_of(None)["version"] is None
@@ -76,16 +82,85 @@ async def test_a_pass_that_cannot_publish_is_counted_and_dropped(tmp_path: Path)
     passes, learner, metrics = build(tmp_path)
     with a_buffer(tmp_path / "buffer", stream(600)) as buffer:
         (tmp_path / "registry").write_text("a file where the registry should be")
-        assert not passes.begin(buffer, "cold-start")
+        assert not await passes.begin(buffer, "cold-start")
         assert count(metrics, "failed") == 1
         (tmp_path / "registry").unlink()
         feed(buffer, [(user, item, 10**7 + at) for user, item, at in stream(50)])
-        assert passes.begin(buffer, "cold-start")
+        assert await passes.begin(buffer, "cold-start")
         (tmp_path / "registry").mkdir(exist_ok=True)
         (tmp_path / "registry" / ".claims").write_text("no directory")
         assert await passes.finish() is None
     assert count(metrics, "failed") == 2
     assert learner.pending() is None
+    await passes.stop()
+
+
+async def test_a_slow_registry_does_not_hold_up_the_event_loop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    passes, learner, _ = build(tmp_path)
+    answer, current = threading.Event(), learner.registry.current
+
+    def slow() -> str | None:
+        assert answer.wait(60)
+        return current()
+
+    monkeypatch.setattr(learner.registry, "current", slow)
+    with a_buffer(tmp_path / "buffer", stream(600)) as buffer:
+        begun = asyncio.create_task(passes.begin(buffer, "cold-start"))
+        await asyncio.sleep(0)
+        assert not begun.done()
+        answer.set()
+        assert await begun
+        await passes.stop()
+
+
+async def test_older_versions_that_cannot_be_deleted_are_no_failure_of_the_pass(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def refuse(keep: int) -> list[str]:
+        raise VersionRefused("The model registry cannot be tidied", "AccessDenied")
+
+    monkeypatch.setattr("streams.trainer_passes._TRIES_SECONDS", ())
+    passes, learner, metrics = build(tmp_path)
+    monkeypatch.setattr(learner.registry, "retention", refuse)
+    with a_buffer(tmp_path / "buffer", stream(600)) as buffer, caplog.at_level(logging.WARNING):
+        assert await passes.begin(buffer, "cold-start")
+        outcome = await passes.finish()
+    assert outcome is not None and outcome.promoted and summary_of(passes.last)["version"] == outcome.version
+    assert (count(metrics, "promoted"), count(metrics, "failed")) == (1, 0)
+    assert "Older versions were not deleted. The model registry cannot be tidied. AccessDenied" in caplog.text
+    await passes.stop()
+
+
+async def test_a_pass_that_fails_as_nobody_had_foreseen_is_counted_and_dropped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr("models.learner.fine_tune", fail)
+    passes, learner, metrics = build(tmp_path)
+    with a_buffer(tmp_path / "buffer", stream(600)) as buffer, caplog.at_level(logging.ERROR):
+        assert await passes.begin(buffer, "cold-start")
+        assert await passes.finish() is None
+    assert count(metrics, "failed") == 1
+    assert learner.pending() is None
+    assert "The pass failed. CUDA out of memory" in caplog.text and "Traceback" in caplog.text
+    await passes.stop()
+
+
+async def test_a_pass_that_kills_every_process_is_counted_and_dropped(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    passes, learner, metrics = build(tmp_path)
+    with a_buffer(tmp_path / "buffer", stream(600)) as buffer:
+        assert learner.begin(buffer, "cold-start") is not None
+    for _ in range(tries.MOST):
+        tries.count(tmp_path / "pass", tmp_path / "pass" / "checkpoint.pt")
+    with caplog.at_level(logging.ERROR):
+        assert not await passes.resume()
+        assert not await passes.resume()
+    assert count(metrics, "failed") == 1
+    assert caplog.text.count("is dropped") == 1
     await passes.stop()
 
 
