@@ -98,7 +98,13 @@ class Output:
         return future
 
     def outstanding(self) -> list["asyncio.Future[RecordMetadata]"]:
-        """Everything sent and not yet acknowledged."""
+        """Everything sent and not yet acknowledged.
+
+        Raises:
+            Exception: what made a batch fail for good: no state may be written that takes its events for answered.
+        """
+        if self.failure is not None:
+            raise self.failure
         return list(self._unacknowledged)
 
     async def room(self) -> None:

@@ -138,7 +138,10 @@ async def test_a_batch_the_broker_refuses_is_raised_where_the_worker_waits_for_r
         future = output.send(topic, 0, encoded([(b"k", b"x" * 2_000_000)]))
         with pytest.raises(Exception, match=r"(?i)large"):
             await asyncio.wait_for(future, 20)
-        with pytest.raises(type(future.exception())):
-            await output.room()
+        for _ in range(2):
+            with pytest.raises(type(future.exception())):
+                await output.room()
+            with pytest.raises(type(future.exception())):  # a flush would take its events for answered
+                output.outstanding()
     finally:
         await output.stop()
