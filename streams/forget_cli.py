@@ -4,7 +4,6 @@ import asyncio
 from typing import Annotated
 
 import typer
-from rich.markup import escape
 
 from streams import options
 from streams.console import print_json, progress_bar, say
@@ -38,7 +37,7 @@ def forget(
     else:
         asked = asyncio.run(ask(settings, users))
     for one in asked:
-        user = escape(one.user)
+        user = one.user
         if not one.receipts:
             say(f"{user}: asked, forget-users/{one.partition} at {one.offset}")
         for by, message in one.receipts.items():
