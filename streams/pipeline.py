@@ -90,6 +90,7 @@ class Pipeline(Service):  # type: ignore[misc]
         self._waiting: asyncio.Queue[Any] = asyncio.Queue(_MAX_WAITING)
         self._arrived = asyncio.Event()
         self._turn = asyncio.Lock()
+        self._failure: Exception | None = None  # what ended a round: its events may be in the state and not answered
         self.membership: Callable[[], Membership] = lambda: "held"
         self._cold: ColdStore | None = None
         if settings.max_resident_users:
@@ -190,16 +191,20 @@ class Pipeline(Service):  # type: ignore[misc]
         self.progressed_at = time.monotonic()
 
     async def _produce(self, work: list[tuple[Partition, list[RecordBatch]]], size: int) -> None:
-        produced = (
-            self._compute.round(work) if size <= _INLINE_EVENTS else await self.in_thread(self._compute.round, work)
-        )
-        for (partition, _), made in zip(work, produced, strict=True):
-            await self._output.taken(RECOMMENDATIONS, partition.number)
-            for encoded in made.recommendations:
-                self._output.send(RECOMMENDATIONS, partition.number, encoded)
-            for letters in encode_dead_letters(made.dead_letters):
-                self._output.send(INVALID_EVENTS, partition.number, letters)
-        await self._output.room()
+        try:
+            produced = (
+                self._compute.round(work) if size <= _INLINE_EVENTS else await self.in_thread(self._compute.round, work)
+            )
+            for (partition, _), made in zip(work, produced, strict=True):
+                await self._output.taken(RECOMMENDATIONS, partition.number)
+                for encoded in made.recommendations:
+                    self._output.send(RECOMMENDATIONS, partition.number, encoded)
+                for letters in encode_dead_letters(made.dead_letters):
+                    self._output.send(INVALID_EVENTS, partition.number, letters)
+            await self._output.room()
+        except Exception as error:
+            self._failure = error
+            raise
 
     async def _erase(self, event: Any, batch: RecordBatch) -> None:
         """Forget users; the event is acknowledged when all its requests are answered (`streams.eraser`)."""
@@ -218,7 +223,13 @@ class Pipeline(Service):  # type: ignore[misc]
     # -- flushes, and handing partitions over
 
     async def _flush(self, snapshot: bool = False) -> None:
-        """Capture what is to be made durable, then do it beside the next rounds; one flush at a time."""
+        """Capture what is to be made durable, then do it beside the next rounds; one flush at a time.
+
+        Raises:
+            Exception: what ended a round or made an answer fail, here or before: nothing is made durable after it.
+        """
+        if self._failure is not None:
+            raise self._failure
         await self._flushes.settled()
         started, snapshot, expire_before = self._flushes.plan(snapshot)
         events = self._flushes.take_events()
