@@ -51,7 +51,9 @@ class BatchConsumer(driver.Consumer):  # type: ignore[misc]
         if type(record) is not tuple:
             return super()._to_message(tp, record)
         first: RecordBatch = record[0]
-        # The drain loop drops messages below the last offset it delivered, so a batch counts as its first record.
+        # The drain loop drops messages below the last offset it delivered: the batches of all partitions with the first
+        # one, when its topic was made anew and begins again.
+        self._read_offset[tp] = None
         offset = first.offsets[0] if first.offsets else first.next_offset - 1
         return ConsumerMessage(
             topic=first.topic,

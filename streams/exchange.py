@@ -54,14 +54,17 @@ class TransitionExchange(Service):  # type: ignore[misc]
         self._name = uuid.uuid4().bytes
         self._position = -1  # next offset of the topic to read, -1: its end
         self._saved_at = time.monotonic()
+        self._loaded = False
 
     async def on_first_start(self) -> None:
         """Continue from the local copy, where there is one."""
         await self._pipeline.between_rounds(self._load)
+        self._loaded = True
 
     async def on_stop(self) -> None:
-        """Keep what was learnt."""
-        await asyncio.to_thread(self._save, self._capture())
+        """Keep what was learnt; a start that failed before it was read leaves the copy as it is."""
+        if self._loaded:
+            await asyncio.to_thread(self._save, self._capture())
 
     @Service.task  # type: ignore[untyped-decorator]
     async def _export(self) -> None:
@@ -137,7 +140,7 @@ class TransitionExchange(Service):  # type: ignore[misc]
                 {name[len(_PREFIX) :]: value for name, value in arrays.items() if name.startswith(_PREFIX)}
             )
             self._position = int(arrays["position"][0])
-        except (OSError, ValueError, KeyError, zipfile.BadZipFile, StateError) as error:
+        except (OSError, EOFError, ValueError, KeyError, NotImplementedError, zipfile.BadZipFile, StateError) as error:
             log.warning("Cannot use the transitions kept in %s, starting without: %s", self._path, error)
             _set_aside(self._path)
 

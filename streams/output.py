@@ -103,9 +103,13 @@ class Output:
         Raises:
             Exception: what made a batch fail for good: no state may be written that takes its events for answered.
         """
+        self.check()
+        return list(self._unacknowledged)
+
+    def check(self) -> None:
+        """Raise what made a batch fail for good, if one did."""
         if self.failure is not None:
             raise self.failure
-        return list(self._unacknowledged)
 
     async def room(self) -> None:
         """Wait while too much is unacknowledged.
@@ -114,5 +118,4 @@ class Output:
             Exception: what made a batch fail for good; the worker must stop, its events are not committed.
         """
         await self._room.wait()
-        if self.failure is not None:
-            raise self.failure
+        self.check()

@@ -17,6 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from typing import Any, Final, TypeVar
 
+import numpy as np
 from mode import Service
 
 from models.recommend import Recommender
@@ -90,6 +91,7 @@ class Pipeline(Service):  # type: ignore[misc]
         self._waiting: asyncio.Queue[Any] = asyncio.Queue(_MAX_WAITING)
         self._arrived = asyncio.Event()
         self._turn = asyncio.Lock()
+        self._applied = 0  # events since the last flush began: no fewer than users changed
         self._failure: Exception | None = None  # what ended a round: its events may be in the state and not answered
         self.membership: Callable[[], Membership] = lambda: "held"
         self._cold: ColdStore | None = None
@@ -155,7 +157,8 @@ class Pipeline(Service):  # type: ignore[misc]
                 await asyncio.wait_for(self._arrived.wait(), self._flushes.due_in_seconds)
             async with self._turn:
                 await self._round()
-                if not self._flushes.due_in_seconds:
+                self._output.check()
+                if not self._flushes.due_in_seconds or self._many_changed():
                     await self._flush()
 
     async def _round(self) -> None:
@@ -205,6 +208,7 @@ class Pipeline(Service):  # type: ignore[misc]
         except Exception as error:
             self._failure = error
             raise
+        self._applied += size
 
     async def _erase(self, event: Any, batch: RecordBatch) -> None:
         """Forget users; the event is acknowledged when all its requests are answered (`streams.eraser`)."""
@@ -231,6 +235,7 @@ class Pipeline(Service):  # type: ignore[misc]
         if self._failure is not None:
             raise self._failure
         await self._flushes.settled()
+        self._applied = 0
         started, snapshot, expire_before = self._flushes.plan(snapshot)
         events = self._flushes.take_events()
         flushed = []
@@ -287,7 +292,10 @@ class Pipeline(Service):  # type: ignore[misc]
             for partition in self.partitions.values():
                 partition.erasures = Erasures()  # requests that are not answered are delivered again
             for number in numbers - set(self.partitions):
-                self.partitions[number] = self._new_partition(number, len(numbers))
+                self.partitions[number] = self._new_partition(number)
+            if self.settings.max_resident_users:
+                for partition in self.partitions.values():
+                    partition.store.max_resident = max(1, self.settings.max_resident_users // len(numbers))
             restored = await restore(
                 self.partitions.values(), self.settings, self._changelog_id, self.metrics, self.in_thread
             )
@@ -303,12 +311,17 @@ class Pipeline(Service):  # type: ignore[misc]
             if self._cold is not None:
                 self._cold.drop(number)
 
-    def _new_partition(self, number: int, held: int) -> Partition:
+    def _new_partition(self, number: int) -> Partition:
         arena = Arena(self.recommender.state_size, self.settings.top_k)
         cold = None if self._cold is None else self._cold.partition(number)
-        limit = self.settings.max_resident_users // max(held, 1) or None
-        store = UserStore(arena, self.recommender.items, cold, limit if cold is not None else None)
+        store = UserStore(arena, self.recommender.items, cold)
         return Partition(number, store, user_key=self.pseudonyms.fingerprint)
+
+    def _many_changed(self) -> bool:
+        if self._applied <= self.settings.flush_max_dirty_users:
+            return False
+        changed = sum(int(np.count_nonzero(partition.store.arena.dirty)) for partition in self.partitions.values())
+        return changed > self.settings.flush_max_dirty_users
 
     def _count_state(self) -> None:
         stores = [partition.store for partition in self.partitions.values()]

@@ -20,7 +20,8 @@ from state.items import ItemIndex
 
 _MAGIC: Final = b"RSX1"
 _HEADER: Final = struct.Struct("<4sIII")
-_PAIRS_PER_MESSAGE: Final = 40_000  # 560 kB and the ids: below the broker's 1 MB
+_PAIRS_PER_MESSAGE: Final = 40_000  # 560 kB and the ids
+_MOST_BYTES: Final = 900_000  # below the broker's 1 MB, long ids included
 
 
 class _Malformed(ValueError):
@@ -30,31 +31,43 @@ class _Malformed(ValueError):
 def encode_deltas(deltas: Deltas, index: ItemIndex) -> Iterator[bytes]:
     """Messages that hold all pairs whose items' ids are known here."""
     for start in range(0, len(deltas.before), _PAIRS_PER_MESSAGE):
-        part = slice(start, start + _PAIRS_PER_MESSAGE)
-        before, after = deltas.before[part], deltas.after[part]
-        used = np.zeros(int(max(before.max(), after.max())) + 1, np.bool_)
-        used[before] = used[after] = True
-        used[0] = False
-        numbers = np.flatnonzero(used)
-        ids = [(index.ids[number] or "").encode() for number in numbers.tolist()]
-        named = np.array([bool(item_id) for item_id in ids], np.bool_)
-        place = np.zeros(int(numbers.max(initial=0)) + 1, np.uint32)
-        place[numbers] = np.where(named, np.arange(1, len(numbers) + 1), 0)
-        kept = (place[after] > 0) & ((before == 0) | (place[before] > 0))
-        if not kept.any():
-            continue
-        lengths = np.array([len(item_id) for item_id in ids], np.uint16)
-        blob = b"".join(ids)
-        yield b"".join(
-            (
-                _HEADER.pack(_MAGIC, len(ids), int(kept.sum()), len(blob)),
-                lengths.tobytes(),
-                blob,
-                place[before[kept]].tobytes(),
-                place[after[kept]].tobytes(),
-                deltas.weights[part][kept].astype(np.float16).tobytes(),
-            )
+        yield from _messages(_part(deltas, slice(start, start + _PAIRS_PER_MESSAGE)), index)
+
+
+def _part(deltas: Deltas, part: slice) -> Deltas:
+    return Deltas(deltas.before[part], deltas.after[part], deltas.weights[part])
+
+
+def _messages(deltas: Deltas, index: ItemIndex) -> Iterator[bytes]:
+    """One message, or those of both halves where it would be too large; none without a pair whose ids are known."""
+    before, after, weights = deltas
+    used = np.zeros(int(max(before.max(), after.max())) + 1, np.bool_)
+    used[before] = used[after] = True
+    used[0] = False
+    numbers = np.flatnonzero(used)
+    ids = [(index.ids[number] or "").encode() for number in numbers.tolist()]
+    blob = b"".join(ids)
+    if len(before) > 1 and _HEADER.size + 2 * len(ids) + len(blob) + 14 * len(before) > _MOST_BYTES:
+        half = len(before) // 2
+        yield from _messages(_part(deltas, slice(half)), index)
+        yield from _messages(_part(deltas, slice(half, None)), index)
+        return
+    named = np.array([bool(item_id) for item_id in ids], np.bool_)
+    place = np.zeros(int(numbers.max(initial=0)) + 1, np.uint32)
+    place[numbers] = np.where(named, np.arange(1, len(numbers) + 1), 0)
+    kept = (place[after] > 0) & ((before == 0) | (place[before] > 0))
+    if not kept.any():
+        return
+    yield b"".join(
+        (
+            _HEADER.pack(_MAGIC, len(ids), int(kept.sum()), len(blob)),
+            np.array([len(item_id) for item_id in ids], np.uint16).tobytes(),
+            blob,
+            place[before[kept]].tobytes(),
+            place[after[kept]].tobytes(),
+            weights[kept].astype(np.float16).tobytes(),
         )
+    )
 
 
 def decode_deltas(message: bytes, index: ItemIndex) -> Deltas:
