@@ -293,9 +293,7 @@ class Pipeline(Service):  # type: ignore[misc]
                 partition.erasures = Erasures()  # requests that are not answered are delivered again
             for number in numbers - set(self.partitions):
                 self.partitions[number] = self._new_partition(number)
-            if self.settings.max_resident_users:
-                for partition in self.partitions.values():
-                    partition.store.max_resident = max(1, self.settings.max_resident_users // len(numbers))
+            self._limit_residents()
             restored = await restore(
                 self.partitions.values(), self.settings, self._changelog_id, self.metrics, self.in_thread
             )
@@ -322,6 +320,12 @@ class Pipeline(Service):  # type: ignore[misc]
             return False
         changed = sum(int(np.count_nonzero(partition.store.arena.dirty)) for partition in self.partitions.values())
         return changed > self.settings.flush_max_dirty_users
+
+    def _limit_residents(self) -> None:
+        """Share what may be in memory among the partitions held now."""
+        if self.settings.max_resident_users:
+            for partition in self.partitions.values():
+                partition.store.max_resident = max(1, self.settings.max_resident_users // len(self.partitions))
 
     def _count_state(self) -> None:
         stores = [partition.store for partition in self.partitions.values()]

@@ -29,7 +29,6 @@ from models.softmax import Repeats, Sampler
 
 RATE: Final = 0.004
 SAMPLED_ABOVE: Final = 6000  # item rows; a full softmax over more would take most of the training time
-NEGATIVES: Final = 4096  # with 2048 a Transformer on Amazon Beauty ranks 1.4% worse, at the same cost of a fit
 _GBCE_NEGATIVES: Final = 2048  # shared by a batch; its authors draw 256 for each history
 _CLIP: Final = 1.0
 _WARMUP: Final = 0.05  # share of all updates
@@ -73,6 +72,7 @@ class Sequential(RepeatAware):
         item_dropout: Share of input items replaced by the unknown item.
         weight_decay: AdamW's decay of matrices.
         smallest_batch: Fewest steps of a batch.
+        negatives: Of a sampled softmax.
     """
 
     module: Module
@@ -83,6 +83,7 @@ class Sequential(RepeatAware):
     loss: str = "ce"
     item_dropout: float = 0.05
     smallest_batch: int = 128
+    negatives: int = 4096  # with 2048 a Transformer on Amazon Beauty ranks 1% worse, at the same cost of a fit
     weight_decay: float = _DECAY
 
     def build(self, lesson: Lesson | None) -> None:
@@ -121,8 +122,8 @@ class Sequential(RepeatAware):
                 heads = TaskHeads(self.items, self._width(), lesson.tasks)
                 heads.prepare(Answers.of(lesson.past, lesson.tasks, lesson.ratings))
                 self.module.add_module("task_heads", heads)
-            sampler = Sampler.of(torch.from_numpy(counts), NEGATIVES) if self.items > SAMPLED_ABOVE else None
-            scored = (NEGATIVES if sampler else self.items) * self._width()
+            sampler = Sampler.of(torch.from_numpy(counts), self.negatives) if self.items > SAMPLED_ABOVE else None
+            scored = (self.negatives if sampler else self.items) * self._width()
             batches = transitions(lesson) // batch_steps(self, lesson) + 1
             most = max(self.epochs, min(_FEWEST_UPDATES // batches, _MOST_EPOCHS))
             epochs = epochs_for(lesson, self.encoder_weights() + scored, most)

@@ -139,6 +139,7 @@ class Bert(Sequential):
     pointwise = True
     item_dropout = 0.0
     smallest_batch = 384  # a third of the places teaches
+    negatives = 2048  # with more it gets fewer epochs for its budget: on Amazon Beauty NDCG@10 .033 against .026
 
     def __init__(
         self,

@@ -48,7 +48,8 @@ class Site:
 
     def hold(self, *numbers):
         for number in numbers:
-            self.pipeline.partitions[number] = self.pipeline._new_partition(number, len(numbers))
+            self.pipeline.partitions[number] = self.pipeline._new_partition(number)
+        self.pipeline._limit_residents()
 
     async def get(self, path, host=None):
         """Status, headers, body; the path as it stands, already quoted."""

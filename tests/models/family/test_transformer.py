@@ -42,7 +42,7 @@ def test_bert_learns_what_follows_what(monkeypatch):
 
 def test_large_catalogues_are_learnt_from_samples(monkeypatch):
     monkeypatch.setattr("models.family.sequential.SAMPLED_ABOVE", 5)
-    monkeypatch.setattr("models.family.sequential.NEGATIVES", 8)
+    monkeypatch.setattr(Transformer, "negatives", 8)
     given = replace(lesson(walks(users=60)), effort=0.002)
     model = Transformer(ITEMS, width=16, reach=5, dropout=0.1)
     model.fit(given)
