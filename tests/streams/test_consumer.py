@@ -113,6 +113,29 @@ async def test_nothing_is_delivered_while_the_flow_is_stopped(harness: Harness) 
     assert (message.refcount, harness.consumer.tracker.in_flight(CLICKS)) == (0, 0)
 
 
+async def test_a_topic_that_begins_again_takes_no_other_topics_batches_with_it(
+    harness: Harness, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    consumer, delivered = harness.consumer, list[int]()
+    harness.batch(gap=500)
+    fetches = [harness.batch(gap=-515), harness.batch()]  # from offset 510, then from 5
+
+    async def getmany(timeout: float) -> Any:
+        del timeout
+        if fetches:
+            yield CLICKS, consumer._to_message(CLICKS, (fetches.pop(0), harness.batch(VIEWS)))
+        else:
+            consumer._stopped.set()
+
+    async def take(message: Any) -> None:
+        delivered.append(message.offset)
+
+    monkeypatch.setattr(consumer, "getmany", getmany)
+    monkeypatch.setattr(consumer, "callback", take)
+    await consumer._drain_messages(consumer)
+    assert delivered == [510, 5]
+
+
 async def test_records_fetched_while_the_flow_stopped_are_dropped_without_a_seek(
     harness: Harness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
