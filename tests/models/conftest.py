@@ -1,12 +1,16 @@
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
+from models.learner import Learner
 from models.network import Network, NetworkConfig
 from models.serving import ServingModel
 from models.version import Version
+from state.replay_buffer import ReplayBuffer
+from tests.models.learning import a_buffer, learner_in, stream
 
 Build = Callable[..., tuple[Network, Version]]
 
@@ -49,3 +53,9 @@ def gru(build_version):
 @pytest.fixture(scope="module")
 def lstm(build_version):
     return ServingModel.from_version(build_version("lstm", 6, 4, fingerprint=78)[1])
+
+
+@pytest.fixture
+def begun(tmp_path: Path) -> Iterator[tuple[Learner, ReplayBuffer]]:
+    with a_buffer(tmp_path / "buffer", stream(1_500)) as buffer:
+        yield learner_in(tmp_path), buffer

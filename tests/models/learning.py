@@ -5,6 +5,9 @@ from pathlib import Path
 import numpy as np
 
 from models.finetune import FineTuneSettings
+from models.job import Job, LearnSettings, Outcome
+from models.learner import Learner
+from models.registry import Registry
 from models.training_settings import TrainingSettings
 from state.replay_buffer import ReplayBuffer, ReplaySettings
 
@@ -39,3 +42,18 @@ def a_buffer(directory: Path, rows: list[tuple[str, str, int]]) -> ReplayBuffer:
     buffer = ReplayBuffer(directory, ReplaySettings(capacity=50_000))
     feed(buffer, rows)
     return buffer
+
+
+SETTINGS = LearnSettings(recent=600, reservoir=600, refit_growth=3.0, keep_versions=4, fine=FINE)
+
+
+def learner_in(folder: Path, settings: LearnSettings = SETTINGS) -> Learner:
+    return Learner(Registry(folder / "registry"), folder, settings, origin={"code": "test"})
+
+
+def run(learner: Learner, job: Job | None) -> Outcome:
+    assert job is not None
+    outcome = learner.run(job)
+    assert outcome is not None
+    learner.finish()
+    return outcome

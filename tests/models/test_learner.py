@@ -1,4 +1,3 @@
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -6,32 +5,11 @@ from typing import Any
 import pytest
 
 from models.finetune import Step
-from models.job import Job, LearnSettings, Outcome, fine_settings
+from models.job import Job, LearnSettings, fine_settings
 from models.learner import Learner
-from models.registry import Registry, Summary, VersionRefused
-from state.errors import StateError
+from models.registry import Registry, Summary
 from state.replay_buffer import ReplayBuffer
-from tests.models.learning import FINE, a_buffer, feed, stream
-
-SETTINGS = LearnSettings(recent=600, reservoir=600, refit_growth=3.0, keep_versions=4, fine=FINE)
-
-
-def learner_in(folder: Path, settings: LearnSettings = SETTINGS) -> Learner:
-    return Learner(Registry(folder / "registry"), folder, settings, origin={"code": "test"})
-
-
-def run(learner: Learner, job: Job | None) -> Outcome:
-    assert job is not None
-    outcome = learner.run(job)
-    assert outcome is not None
-    learner.finish()
-    return outcome
-
-
-@pytest.fixture
-def begun(tmp_path: Path) -> Iterator[tuple[Learner, ReplayBuffer]]:
-    with a_buffer(tmp_path / "buffer", stream(1_500)) as buffer:
-        yield learner_in(tmp_path), buffer
+from tests.models.learning import FINE, SETTINGS, a_buffer, feed, learner_in, run, stream
 
 
 def test_a_cold_start_publishes_a_first_version_that_serves(begun: tuple[Learner, ReplayBuffer]) -> None:
@@ -211,97 +189,6 @@ def test_a_stopped_pass_goes_on_in_another_process(begun: tuple[Learner, ReplayB
     outcome = other.run(again, lambda step: seen.append(step.done))
     assert outcome is not None and outcome.promoted
     assert seen[0] > batches[-1]
-
-
-class Killed(BaseException):
-    pass
-
-
-def killed_at(learner: Learner, job: Job | None, batch: int) -> None:
-    """Run the pass in a process that dies at so many batches."""
-    assert job is not None
-    left = iter(range(batch, -1, -1))
-
-    def progress(_: Step) -> None:
-        if next(left) == 1:
-            raise Killed
-
-    with pytest.raises(Killed):
-        learner.run(job, progress)
-
-
-def test_a_pass_that_kills_its_process_wherever_it_goes_on_is_dropped(
-    begun: tuple[Learner, ReplayBuffer], tmp_path: Path
-) -> None:
-    learner, buffer = begun
-    killed_at(learner, learner.begin(buffer, "cold-start"), FINE.checkpoint_batches + 1)
-    for _ in range(3):  # before the next checkpoint
-        again = learner_in(tmp_path)
-        killed_at(again, again.pending(), 1)
-    with pytest.raises(StateError, match="was begun 3 times"):
-        learner_in(tmp_path).pending()
-    assert not (tmp_path / "pass").exists()
-    assert learner_in(tmp_path).pending() is None
-    assert learner.begin(buffer, "cold-start") is not None  # and counted anew
-    assert learner_in(tmp_path).pending() is not None
-
-
-def test_a_pass_that_gets_on_between_kills_is_gone_on_with(begun: tuple[Learner, ReplayBuffer], tmp_path: Path) -> None:
-    learner, buffer = begun
-    job = learner.begin(buffer, "cold-start")
-    for _ in range(4):
-        for _ in range(2):  # twice nowhere
-            killed_at(learner, job, 1)
-        killed_at(learner, job, FINE.checkpoint_batches + 1)
-        learner = learner_in(tmp_path)
-        job = learner.pending()
-    assert run(learner, job).promoted
-
-
-@pytest.mark.parametrize("broken", ["weights.safetensors", "lineage.json"])
-def test_a_damaged_version_that_serves_is_replaced_by_one_fitted_from_nothing(
-    begun: tuple[Learner, ReplayBuffer], tmp_path: Path, caplog: pytest.LogCaptureFixture, broken: str
-) -> None:
-    learner, buffer = begun
-    first = run(learner, learner.begin(buffer, "cold-start"))
-    path = tmp_path / "registry" / str(first.version) / broken
-    whole = path.read_bytes()
-    path.write_bytes(whole[:-1])
-    feed(buffer, stream(2_000)[1_500:])
-    if broken.startswith("weights"):  # which only a pass reads
-        job = learner.begin(buffer, "events")
-        assert job is not None and job.parent == first.version
-        with pytest.raises(VersionRefused):
-            learner.run(job)
-        learner.finish()
-    job = learner.begin(buffer, "cold-start")
-    assert job is not None and job.parent is None and job.anew
-    assert f"{first.version} serves and is damaged" in caplog.text
-    second = run(learner, job)
-    assert second.promoted and learner.registry.current() == second.version != first.version
-    assert learner.serving()[0] == second.version
-
-
-def test_storage_that_does_not_answer_is_no_damage(
-    begun: tuple[Learner, ReplayBuffer], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    learner, buffer = begun
-    first = run(learner, learner.begin(buffer, "cold-start"))
-    feed(buffer, stream(2_000)[1_500:])
-
-    def refuse(path: str) -> bytes:
-        raise PermissionError(path)
-
-    job = learner.begin(buffer, "events")
-    with monkeypatch.context() as patch:
-        pointer = learner.registry.pointer()
-        patch.setattr(learner.registry, "pointer", lambda: pointer)
-        patch.setattr(learner.registry._fs, "cat_file", refuse)
-        with pytest.raises(VersionRefused):
-            learner.serving()
-        with pytest.raises(VersionRefused):
-            learner._parent(job)
-    assert learner.serving()[0] == first.version
 
 
 def test_a_version_published_just_before_a_kill_is_not_published_twice(
