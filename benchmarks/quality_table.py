@@ -8,7 +8,7 @@ events, and ranked on the same judged events by the same code.
 
 from pathlib import Path
 from time import monotonic
-from typing import Annotated, Final
+from typing import Annotated, Final, Literal
 
 import torch
 import typer
@@ -43,6 +43,7 @@ def main(
     effort: Annotated[float, typer.Option(help="factor on training budgets")] = 1.0,
     costs: Annotated[bool, typer.Option("--costs", help="measure what an event costs, on a machine at rest")] = False,
     recbole_epochs: Annotated[int, typer.Option(min=0, help="most epochs of RecBole's models; 0: only those kept")] = 0,
+    device: Annotated[Literal["cpu", "cuda"], typer.Option(help="where neural models are trained")] = "cpu",
     cells: Annotated[Path, typer.Option(help="where finished cells are kept")] = CELLS,
     out: Out = OUT,
     json: Json = False,
@@ -67,13 +68,14 @@ def main(
             for protocol in named:
                 for group in groups(names):
                     if monotonic() < until and seed in wanted_seeds(group[0], range(seeds)):
-                        _fill(cells, log, protocol, group, seed, effort)
+                        _fill(cells, log, protocol, group, seed, effort, device)
     if "recbole" in chosen and recbole_epochs:
         for name in RECBOLE_MODELS:
             for log in logs:
                 for protocol in named:
                     if monotonic() < until:
-                        fill_recbole(cells, log, protocol, name, recbole_epochs, until - monotonic(), console.print)
+                        left = until - monotonic()
+                        fill_recbole(cells, log, protocol, name, recbole_epochs, left, device, console.print)
     result = collect(cells, logs, named, [*with_copies(list(MODELS)), *RECBOLE_MODELS], list(range(seeds)))
     result |= {"effort": effort, "machine": computer()}
     write(result, out)
@@ -106,7 +108,9 @@ def _measure_costs(cells: Path, log: Dataset, models: list[str]) -> None:
     console.print(f"{log.name}: costs measured", style="dim")
 
 
-def _fill(cells: Path, log: Dataset, protocol: Protocol, group: list[str], seed: int, effort: float) -> None:
+def _fill(
+    cells: Path, log: Dataset, protocol: Protocol, group: list[str], seed: int, effort: float, device: str
+) -> None:
     if all(Cell(log.name, protocol, name, seed).path(cells).is_file() for name in group):
         return
     where = f"{log.name}, {protocol}, seed {seed}"
@@ -115,7 +119,7 @@ def _fill(cells: Path, log: Dataset, protocol: Protocol, group: list[str], seed:
         def show(name: str, share: float, note: str) -> None:
             status.update(f"{where}: {name} {share:.0%} {note}")
 
-        fill(cells, log, protocol, group, seed, effort, show)
+        fill(cells, log, protocol, group, seed, effort, device, show)
     console.print(f"{where}: {', '.join(group)} done", style="dim")
 
 

@@ -1,10 +1,10 @@
 """How fast does training learn, and how well? Our trainer against RecBole's GRU4Rec on the same events.
 
 Both see MovieLens-100K in the same order, split by leave-one-out, with a GRU and item vectors of the same width, cross
-entropy over every item and batches of as many samples, on one core, one after the other in the same run. One sample is
-one event learnt. RecBole makes a prefix of every event and runs the GRU over each prefix from its start; here every
-step of a window is a sample, so that an epoch costs one step per event. Our network also sees each event's kind and the
-time since the one before.
+entropy over every item and batches of as many samples, on one core or one GPU, one after the other in the same run.
+One sample is one event learnt. RecBole makes a prefix of every event and runs the GRU over each prefix from its start;
+here every step of a window is a sample, so that an epoch costs one step per event. Our network also sees each event's
+kind and the time since the one before.
 
 RecBole takes over a minute an epoch and many epochs to converge: one is run by default, enough to time it.
 `recbole_ndcg_at_10` is what it has reached after those that were run; `recbole_converged` is the published figure.
@@ -12,7 +12,7 @@ RecBole takes over a minute an epoch and many epochs to converge: one is run by 
 
 from pathlib import Path
 from statistics import median
-from typing import Annotated, Any, Final
+from typing import Annotated, Any, Final, Literal
 
 import typer
 
@@ -38,6 +38,7 @@ def main(
     batch: Annotated[int, typer.Option(min=100, help="samples of a batch, on both sides")] = 2048,
     limit: Annotated[int | None, typer.Option(min=100, help="only the first N events")] = None,
     seed: Annotated[int, typer.Option(help="randomness of both")] = 0,
+    device: Annotated[Literal["cpu", "cuda"], typer.Option(help="of both sides")] = "cpu",
     out: Out = OUT,
     json: Json = False,
 ) -> None:
@@ -57,6 +58,7 @@ def main(
             embedding=EMBEDDING,
             seed=seed,
             settings=settings,
+            device=device,
             on_epoch=lambda epoch, seconds, ndcg: status.update(f"ours: epoch {epoch}, {seconds:.1f} s, {ndcg:.4f}"),
         )
         theirs = None
@@ -68,6 +70,7 @@ def main(
                 hidden=HIDDEN,
                 embedding=EMBEDDING,
                 seed=seed,
+                device=device,
                 say=status.update,
             )
     result = summary(ours, theirs) | {
@@ -77,6 +80,7 @@ def main(
         "hidden": HIDDEN,
         "embedding": EMBEDDING,
         "seed": seed,
+        "device": device,
         "machine": machine,
     }
     _report(result, theirs is not None, out)
@@ -137,8 +141,9 @@ def _report(result: dict[str, Any], compared: bool, out: Path) -> None:
         )
     figures = (f"{REFERENCE['hr_at_10']:.4f}", f"{REFERENCE['ndcg_at_10']:.4f}")
     rows.append(("RecBole: GRU4Rec(128), converged (published)", "", "", "", *figures))
+    place = "one core" if result["device"] == "cpu" else result["device"]
     columns = ("", "samples/s", "s/epoch", "epochs", "HR@10", "NDCG@10")
-    table(f"Training on {result['data']}, {result['samples']:,} samples an epoch, one core", columns, rows)
+    table(f"Training on {result['data']}, {result['samples']:,} samples an epoch, {place}", columns, rows)
     if compared:
         console.print(f"{result['ratio']:.1f}x per epoch; goal {GOAL:.0f}x")
     save("training", result, out, lambda axes: _draw(axes, result))
@@ -154,7 +159,9 @@ def _draw(axes: Any, result: dict[str, Any]) -> None:
                 clock.append(total)
             axes.plot(clock, run_["valid_ndcg_at_10"], marker="o", label=name)
     axes.axhline(REFERENCE["ndcg_at_10"], color="0.5", linestyle="--", label="RecBole GRU4Rec, converged (test)")
-    axes.set(xscale="log", xlabel="seconds of training, one core", ylabel="NDCG@10 after each epoch, validation")
+    axes.set(
+        xscale="log", xlabel=f"seconds of training, {result['device']}", ylabel="NDCG@10 after each epoch, validation"
+    )
     axes.set_title(f"Training on {result['data']}: GRU(128), {result['samples']:,} samples an epoch")
     axes.grid(alpha=0.3)
     axes.legend()

@@ -9,10 +9,9 @@ from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from models.network import UNKNOWN_ROW, Network
-from models.softmax import Repeats, Sampler, full_softmax, sampled_softmax
+from models.softmax import Repeats, Sampler, full_softmax, sampled_softmax, whole_softmax
 
 Beside = Callable[[Tensor, Tensor, Tensor], Tensor]
 """Something else to minimise: from queries (N, D), where the events they ask for stand (N,), latest items (N, R)."""
@@ -50,7 +49,7 @@ class NextItemLoss(nn.Module):
         if compiler is None:
             compiler = "inductor" if cuda and shutil.which("cc") else ""
         # Batches have any number of targets; without dynamic shapes each would be compiled anew.
-        self._compiled = torch.compile(_cross_entropy, backend=compiler, dynamic=True) if compiler else None
+        self._compiled = torch.compile(whole_softmax, backend=compiler, dynamic=True) if compiler else None
 
     def forward(
         self,
@@ -85,7 +84,7 @@ class NextItemLoss(nn.Module):
             query = self.network.query(outputs[known])  # (N, D)
             loss = self._mean(query, wanted, Repeats(recent, self.network.repeats))
             if self.beside is not None and places is not None:
-                loss = loss + self.beside(query, places[known], recent)
+                loss = loss + self.beside(query, places[known.cpu()], recent)
             return loss * (len(wanted) / count)
 
     def cross_entropy(self, query: Tensor, wanted: Tensor, more: Tensor, recent: Tensor) -> Tensor:
@@ -108,7 +107,7 @@ class NextItemLoss(nn.Module):
         if query.device.type == "cpu":
             with torch.autocast("cpu", enabled=False):  # it writes into buffers of its own
                 return full_softmax(query.float(), table, bias, wanted, repeats)
-        return _cross_entropy(query, table, bias, wanted, *repeats)
+        return whole_softmax(query, table, bias, wanted, *repeats)
 
     def _sampled(self, query: Tensor, bias: Tensor, wanted: Tensor, repeats: Repeats) -> Tensor:
         table = self.network.item_embedding.weight
@@ -119,13 +118,3 @@ class NextItemLoss(nn.Module):
 
     def _precision(self, device: str) -> AbstractContextManager[object]:
         return torch.autocast(device, torch.bfloat16) if self._bfloat16 else nullcontext()
-
-
-def _cross_entropy(
-    query: Tensor, table: Tensor, bias: Tensor, wanted: Tensor, recent: Tensor, weights: Tensor
-) -> Tensor:
-    """Mean cross entropy over every item but the unknown one; shapes as in `models.softmax.full_softmax`."""
-    scores = functional.linear(query, table.to(query.dtype), bias.to(query.dtype)).float()  # (N, V)
-    scores = scores.scatter_add(1, recent, weights.float().expand(len(recent), -1))
-    rows = torch.arange(len(table), device=scores.device)
-    return functional.cross_entropy(scores.masked_fill(rows == UNKNOWN_ROW, -torch.inf), wanted)

@@ -115,7 +115,11 @@ class PrivateTrainer(Trainer):
     def restore(self, state: dict[str, Any]) -> None:
         """As `Trainer.restore`."""
         super().restore(state)
-        self._noise.set_state(state["private"]["noise"])
+        noise = state["private"]["noise"]
+        if len(noise) == len(self._noise.get_state()):
+            self._noise.set_state(noise)
+        else:  # of another kind of device; noise that was used before must not come again
+            self._noise.manual_seed(self.ranks.from_first(secrets.randbits(62)))
         self._steps, self._users = state["private"]["steps"], state["private"]["users"]
 
     def _rate(self, users: int) -> float:

@@ -9,6 +9,7 @@ from typing import Any, Final, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from models.network import UNKNOWN_ROW
 
@@ -115,8 +116,20 @@ def full_softmax(query: Tensor, table: Tensor, bias: Tensor, targets: Tensor, re
     """
     if repeats is None:
         repeats = Repeats(targets.new_zeros((len(targets), 0)), query.new_zeros(0))
+    if query.device.type != "cpu":  # slices that fit into a core's cache would be many small kernels there
+        return whole_softmax(query, table, bias, targets, *repeats)
     loss: Tensor = _FullSoftmax.apply(query, table, bias, targets, *repeats)  # type: ignore[no-untyped-call]
     return loss
+
+
+def whole_softmax(
+    query: Tensor, table: Tensor, bias: Tensor, targets: Tensor, recent: Tensor, weights: Tensor
+) -> Tensor:
+    """As `full_softmax`, with all N x V scores at once, in the precision of the query: for GPUs, and to be compiled."""
+    scores = functional.linear(query, table.to(query.dtype), bias.to(query.dtype)).float()  # (N, V)
+    scores = scores.scatter_add(1, recent, weights.float().expand(len(recent), -1))
+    rows = torch.arange(len(table), device=scores.device)
+    return functional.cross_entropy(scores.masked_fill(rows == UNKNOWN_ROW, -torch.inf), targets)
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,6 +21,7 @@ import torch.distributed as dist
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
+from models.device import chosen_device
 from models.finetune import Candidate, FineTuneSettings, Step, fine_tune, fingerprint, gate
 from models.learner import figures_of, published_by
 from models.pass_events import LOG_FIELDS
@@ -60,14 +61,12 @@ def group(device: str, threads: int) -> Iterator[tuple[Ranks, str]]:
     Raises:
         RecstreamError: CUDA was asked for and is not there.
     """
-    if device == "cuda" and not torch.cuda.is_available():
-        what, fix = "There is no CUDA device", "Use --device cpu, or a CUDA build of torch on a machine with a GPU"
-        raise RecstreamError(what, f"torch {torch.__version__} sees none", fix)
+    kind = chosen_device(device)
     torch.set_num_threads(threads)
-    cuda = device == "cuda" or (device == "auto" and torch.cuda.is_available())
     if not dist.is_torchelastic_launched():
-        yield Ranks(), "cuda" if cuda else "cpu"
+        yield Ranks(), kind
         return
+    cuda = kind == "cuda"
     place = f"cuda:{dist.get_node_local_rank()}" if cuda else "cpu"
     if cuda:
         torch.cuda.set_device(place)

@@ -139,13 +139,14 @@ class Trainer:
     def restore(self, state: dict[str, Any]) -> None:
         """Continue from what `state` returned, with the same arguments and histories as then.
 
-        With as many ranks as then the network becomes the very same; with more or fewer only dropout's draws differ.
+        With as many ranks as then the network becomes the very same; with more or fewer, or on another kind of device,
+        only dropout's draws differ.
         """
         self.network.load_state_dict(state["network"])
         self._optimizer.load_state_dict(state["optimizer"])
         self._order.bit_generator.state = json.loads(state["order"])
         alike = len(state["random"]) == self.ranks.ranks
-        if alike:
+        if alike and len(state["random"][self.ranks.rank]) == len(self._torch_state):  # a GPU's generator has its own
             self._torch_state = state["random"][self.ranks.rank]
         if self._average is not None:
             self._average.restore(state["average"])

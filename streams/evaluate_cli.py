@@ -74,6 +74,7 @@ def evaluate(
     together: Annotated[
         Path | None, typer.Option("--with", help="another log of the same users: what do its events bring for DATA?")
     ] = None,
+    device: options.Device = "auto",
     out: Annotated[Path | None, typer.Option(help="folder for report.html, the plots and result.json")] = None,
     json: options.Json = False,
 ) -> None:
@@ -90,6 +91,7 @@ def evaluate(
     or `recstream evaluate log.csv.gz --models gru --heads type,rating --horizon 3 --session-gap auto`
     """
     one_thread()
+    from models.device import chosen_device
     from models.evaluation.domains import evaluate_together
     from models.evaluation.fitting import Teaching
     from models.evaluation.run import Settings, evaluate, require_known
@@ -105,6 +107,7 @@ def evaluate(
         gap: float | None = parse_gap(session_gap) if session_gap else 0.0
     except RecstreamError as error:
         raise SettingsError(what=error.what, why=error.why, fix=error.fix) from error
+    place = chosen_device(device)
     if out is not None:
         _require_plots(out)
     given = _model_settings(settings or [])
@@ -114,7 +117,7 @@ def evaluate(
         log.notes.append(f"sessions part after {gap / 60:,.0f} minutes: {why}")
         say(f"  {log.notes[-1]}")
     teaching = Teaching(tasks, gap, session_reset, variations)
-    how = Settings(protocol, perf_counter, seeds, effort, judged, model_settings=given, teaching=teaching)
+    how = Settings(protocol, perf_counter, seeds, effort, judged, model_settings=given, teaching=teaching, device=place)
     other = read_log(str(together), columns, types, None, None) if together else None
     bars = _Bars(list(dict.fromkeys([*(f"{name} alone" for name in names if other), *names])))
     with bars.stack:

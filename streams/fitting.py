@@ -32,6 +32,7 @@ def fit_and_publish(
     epochs: int = 12,
     seed: int = 0,
     until: float = 1.0,
+    device: str = "cpu",
 ) -> dict[str, Any]:
     """Fit on the oldest events, publish to the registry, and point it at the new version.
 
@@ -44,6 +45,7 @@ def fit_and_publish(
         epochs: Most passes over the data.
         seed: The same seed and data give the same model on one machine.
         until: Share of the events to fit on.
+        device: Where to train.
 
     Returns:
         `model_version`, `registry`, what it was fitted on, how long it took, and the held-out figures under `metrics`.
@@ -58,7 +60,14 @@ def fit_and_publish(
     started = time.monotonic()
     with progress_bar(f"fit {cell}", total=1.0) as bar:
         network, vocabulary, metrics, lineage = fit_first_model(
-            chosen, cell, hidden, embedding, seed, epochs, progress=lambda progress: _show(bar, progress)
+            chosen,
+            cell,
+            hidden,
+            embedding,
+            seed,
+            epochs,
+            progress=lambda progress: _show(bar, progress),
+            device=device,
         )
     seconds = time.monotonic() - started
     lineage["created_ms"] = int(time.time() * 1000)

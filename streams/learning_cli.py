@@ -23,6 +23,7 @@ def fit(
     columns: options.Columns = None,
     types: options.Types = None,
     limit: Annotated[int | None, typer.Option(min=1, help="read only the first N events")] = None,
+    device: options.Device = "auto",
     pace: options.Pace = 100.0,
     json: options.Json = False,
     registry: options.Registry = None,
@@ -34,12 +35,22 @@ def fit(
     or `recstream fit events.parquet --model lstm --registry s3://models/shop`
     """
     settings = load_settings(registry=registry)
+    from models.device import chosen_device
     from streams.datasets import read_source
     from streams.fitting import fit_and_publish
 
+    place = chosen_device(device)  # before minutes of reading
     events = read_source(source, settings, columns, types, limit, pace).events
     summary = fit_and_publish(
-        settings, events, cell=model, hidden=hidden, embedding=embedding, epochs=epochs, seed=seed, until=until
+        settings,
+        events,
+        cell=model,
+        hidden=hidden,
+        embedding=embedding,
+        epochs=epochs,
+        seed=seed,
+        until=until,
+        device=place,
     )
     metrics = summary["metrics"]
     say(
@@ -56,7 +67,7 @@ def fit(
 
 
 def trainer(
-    device: Annotated[Literal["auto", "cpu", "cuda"], typer.Option(help="where to train")] = "auto",
+    device: options.Device = "auto",
     once: Annotated[bool, typer.Option("--once", help="read to the end, train once, stop")] = False,
     dp: Annotated[bool, typer.Option("--dp", help="differential privacy by user; needs recstream\\[dp]")] = False,
     dp_noise: Annotated[float, typer.Option("--dp-noise", min=1e-9, help="noise over the clipping norm")] = 1.0,

@@ -1,7 +1,7 @@
 """Command options shared by several commands. A setting `RECSTREAM_<NAME>` that is one is called `--<name>`."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -47,6 +47,10 @@ Replication = Annotated[
     typer.Option("--replication", help="replication factor of topics to create", rich_help_panel=_SETTINGS),
 ]
 
+Device = Annotated[
+    Literal["auto", "cpu", "cuda"],
+    typer.Option("--device", help="where neural models are trained; auto: on CUDA where there is one"),
+]
 Json = Annotated[bool, typer.Option("--json", help="print one JSON object as the last line of standard output")]
 
 Source = Annotated[

@@ -20,6 +20,7 @@ from typing import Any, Final
 import torch
 
 from models.cadence import Cadence, CadenceSettings
+from models.device import chosen_device
 from models.finetune import FineTuneSettings
 from models.job import LearnSettings, Outcome
 from models.learner import Learner
@@ -33,7 +34,7 @@ from state.replay_buffer import ReplayBuffer, ReplaySettings
 from streams.event_feed import EventFeed
 from streams.kafka import broker_errors
 from streams.live_watch import LiveWatch
-from streams.settings import Settings, SettingsError
+from streams.settings import Settings
 from streams.topics import require_topics
 from streams.trainer_eraser import TrainerEraser
 from streams.trainer_http import TrainerHttp
@@ -71,7 +72,7 @@ def run_trainer(settings: Settings, options: TrainerOptions) -> dict[str, Any]:
         RecstreamError: the broker, a topic, the registry, the disk or the device is not as it must be.
         KeyboardInterrupt: it was Ctrl-C that stopped it; everything is on disk by then.
     """
-    device = choose_device(options.device)
+    device = chosen_device(options.device)
     if options.privacy is not None:
         accountant()  # missing, it is missed at the start
     require_topics(settings)
@@ -90,21 +91,6 @@ def run_trainer(settings: Settings, options: TrainerOptions) -> dict[str, Any]:
         origin = {"code": importlib.metadata.version("recstream"), "device": device}
         learner = Learner(registry, directory, learn_settings(settings, options.privacy), device, origin)
         return asyncio.run(Trainer(settings, options, buffer, learner, directory).run())
-
-
-def choose_device(wanted: str) -> str:
-    """`cuda` where it was asked for or is there, else `cpu`.
-
-    Raises:
-        SettingsError: CUDA was asked for and is not there.
-    """
-    if wanted == "cuda" and not torch.cuda.is_available():
-        raise SettingsError(
-            what="there is no CUDA device",
-            why=f"torch {torch.__version__} sees none",
-            fix="use --device cpu, or install a CUDA build of torch on a machine with a GPU",
-        )
-    return "cuda" if wanted == "cuda" or (wanted == "auto" and torch.cuda.is_available()) else "cpu"
 
 
 def learn_settings(settings: Settings, privacy: PrivacySettings | None = None) -> LearnSettings:

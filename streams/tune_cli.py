@@ -37,6 +37,7 @@ def tune(
     types: options.Types = None,
     items: options.Items = None,
     limit: options.Limit = None,
+    device: options.Device = "auto",
     out: Annotated[Path | None, typer.Option(help="write the best settings here, for `evaluate --settings`")] = None,
     json: options.Json = False,
 ) -> None:
@@ -50,12 +51,14 @@ def tune(
     """
     one_thread()
     _require_optuna()
+    from models.device import chosen_device
     from models.evaluation.tuning import GOAL, Search, tune
 
+    place = chosen_device(device)
     log = read_log(data, columns, types, items, limit)
     folder = load_settings().state_dir / "tune"
     file = study or folder / f"{log.name}.{model}.{protocol}.{effort:g}.{seed}.journal"
-    search = Search(model, protocol, perf_counter, file, 60 * minutes, trials, effort, seed)
+    search = Search(model, protocol, perf_counter, file, 60 * minutes, trials, effort, seed, place)
     with progress_bar(f"tuning {model}", total=1.0) as bar:
         body = tune(log, search, _Shown(bar, perf_counter, 60 * minutes, trials).show)
     screen().print(_table(body, GOAL))

@@ -42,7 +42,7 @@ def configuration(args: argparse.Namespace) -> dict[str, Any]:
         "metrics": ["Hit", "NDCG"],
         "topk": [10],
         "valid_metric": "NDCG@10",
-        "use_gpu": False,
+        "use_gpu": args.device == "cuda",
         "seed": args.seed,
         "show_progress": False,
         "state": "ERROR",
@@ -59,6 +59,7 @@ def main() -> None:
     parser.add_argument("--hidden", type=int, default=128)
     parser.add_argument("--embedding", type=int, default=64)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     args = parser.parse_args()
     torch.set_num_threads(1)
     logging.disable(logging.WARNING)
@@ -66,7 +67,7 @@ def main() -> None:
     init_seed(args.seed, True)
     dataset = create_dataset(config)
     train, valid, test = data_preparation(config, dataset)
-    model = GRU4Rec(config, train.dataset)
+    model = GRU4Rec(config, train.dataset).to(config["device"])
     trainer = Trainer(config, model)
     seconds, quality, best, weights = [], [], -1.0, model.state_dict()
     for epoch in range(args.epochs):

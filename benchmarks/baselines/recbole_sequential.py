@@ -48,7 +48,7 @@ def configuration(args: argparse.Namespace, longest: int) -> dict[str, Any]:
         "metrics": ["NDCG"],
         "topk": [10],
         "valid_metric": "NDCG@10",
-        "use_gpu": False,
+        "use_gpu": args.device == "cuda",
         "seed": args.seed,
         "show_progress": False,
         "state": "ERROR",
@@ -59,7 +59,8 @@ def configuration(args: argparse.Namespace, longest: int) -> dict[str, Any]:
 class Asked:
     """Histories to rank after: RecBole's item numbers of the last L items, what is masked, and what came next."""
 
-    def __init__(self, arrays: Any, part: str, number: np.ndarray) -> None:
+    def __init__(self, arrays: Any, part: str, number: np.ndarray, device: str) -> None:
+        self.device = device
         self.lists = torch.from_numpy(number[arrays[f"{part}_lists"]])  # (K, L)
         self.lengths = torch.from_numpy(arrays[f"{part}_lengths"])  # (K,)
         self.targets = torch.from_numpy(number[arrays[f"{part}_targets"]])  # (K,)
@@ -74,7 +75,7 @@ class Asked:
             for begin in range(0, len(self.lists), ASKED):
                 part = slice(begin, begin + ASKED)
                 batch = Interaction({"item_id_list": self.lists[part], "item_length": self.lengths[part]})
-                scores = model.full_sort_predict(batch)[:, : model.n_items].clone()
+                scores = model.full_sort_predict(batch.to(self.device))[:, : model.n_items].cpu().clone()
                 scores[:, 0] = -torch.inf
                 if masked:
                     low, high = np.searchsorted(self.had[0], [begin, begin + len(scores)])
@@ -93,6 +94,11 @@ def ndcg(ranks: np.ndarray) -> float:
     return float(np.where(ranks <= 10, 1 / np.log2(ranks + 1), 0).mean())
 
 
+def place(device: str) -> str:
+    """What a device is called."""
+    return torch.cuda.get_device_name() if device == "cuda" else device
+
+
 def main() -> None:
     """Train on, rank, write, print."""
     parser = argparse.ArgumentParser()
@@ -104,6 +110,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=1e9)
     parser.add_argument("--batch", type=int, default=2048)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     args = parser.parse_args()
     started = time.perf_counter()
     torch.set_num_threads(1)
@@ -115,14 +122,14 @@ def main() -> None:
     init_seed(args.seed, True)
     dataset = create_dataset(config)
     train, _, _ = data_preparation(config, dataset)
-    model = get_model(args.model)(config, train.dataset)
+    model = get_model(args.model)(config, train.dataset).to(config["device"])
     trainer = get_trainer(config["MODEL_TYPE"], config["model"])(config, model)
     tokens = dataset.field2token_id["item_id"]
     number = np.array([0] + [tokens.get(str(row), 0) for row in range(1, int(arrays["items"]))])
-    validation, judged = Asked(arrays, "valid", number), Asked(arrays, "test", number)
+    validation, judged = (Asked(arrays, part, number, args.device) for part in ("valid", "test"))
     kept: dict[str, Any] = {"epoch_seconds": [], "valid_ndcg_at_10": []}
     if (folder / "kept.pt").is_file():
-        kept = torch.load(folder / "kept.pt", weights_only=False)
+        kept = torch.load(folder / "kept.pt", map_location=args.device, weights_only=False)
         model.load_state_dict(kept["model"])
         trainer.optimizer.load_state_dict(kept["optimizer"])
         init_seed(args.seed + len(kept["epoch_seconds"]), True)
@@ -140,13 +147,14 @@ def main() -> None:
         quality.append(ndcg(validation.ranks(model, masked=False)))
         if quality[-1] == max(quality):
             np.savez(folder / "found.npz", unmasked=judged.ranks(model, False), masked=judged.ranks(model, True))
-        kept |= {"model": model.state_dict(), "optimizer": trainer.optimizer.state_dict()}
+        kept |= {"model": model.state_dict(), "optimizer": trainer.optimizer.state_dict(), "device": place(args.device)}
         torch.save(kept, folder / "kept.pt")
     result = {
         "samples": len(train.dataset),
         "epoch_seconds": kept["epoch_seconds"],
         "valid_ndcg_at_10": quality,
         "finished": finished(),
+        "device": kept.get("device", "cpu"),  # of the last epochs
         "stopped_early": len(quality) < args.epochs,
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
     }

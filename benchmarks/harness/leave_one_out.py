@@ -73,6 +73,7 @@ def train_ours(
     embedding: int,
     seed: int,
     settings: TrainingSettings,
+    device: str = "cpu",
     dropout: float = 0.35,
     on_epoch: Callable[[int, float, float], None] = lambda epoch, seconds, ndcg: None,
 ) -> dict[str, Any]:
@@ -89,7 +90,7 @@ def train_ours(
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         config = NetworkConfig(len(data.vocabulary), "gru", hidden, embedding, dropout)
-        network = Network(config)
+        network = Network(config).to(device)
     with torch.no_grad():
         network.item_bias.copy_(popularity_bias(counts))
     trainer = Trainer(network, counts, epochs, seed, settings)

@@ -60,11 +60,18 @@ def store(folder: Path, cell: Cell, body: dict[str, Any], users: NDArray[np.int6
 
 
 def fill(
-    folder: Path, data: Dataset, protocol: Protocol, models: Sequence[str], seed: int, effort: float, report: Report
+    folder: Path,
+    data: Dataset,
+    protocol: Protocol,
+    models: Sequence[str],
+    seed: int,
+    effort: float,
+    device: str,
+    report: Report,
 ) -> None:
     """Fit and judge models that share a fit (``gru``, ``gru:int8``, ...), as `recstream evaluate` does."""
     kept: dict[str, Judgement] = {}
-    settings = Settings(protocol, perf_counter, effort=effort, first_seed=seed)
+    settings = Settings(protocol, perf_counter, effort=effort, first_seed=seed, device=device)
     body = evaluate(data, list(models), settings, report, lambda name, seed, judgement: kept.update({name: judgement}))
     for name, judgement in kept.items():
         users = np.searchsorted(data.source.starts, judgement.events, side="right") - 1

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from benchmarks.harness.processes import ROOT, BenchmarkError
 from benchmarks.harness.quality_cells import SIDES, Cell, store
-from benchmarks.harness.recbole import FOLDER, NAME, recbole_python
+from benchmarks.harness.recbole import FOLDERS, NAME, recbole_python
 from models.evaluation.dataset import Dataset
 from models.evaluation.metrics import accuracy
 from models.evaluation.splits import Protocol, split_by
@@ -27,7 +27,14 @@ _WHOLE: Final = 0.95  # of the users' histories fit; padding the rest of them ou
 
 
 def fill_recbole(
-    cells: Path, data: Dataset, protocol: Protocol, model: str, epochs: int, seconds: float, say: Callable[[str], Any]
+    cells: Path,
+    data: Dataset,
+    protocol: Protocol,
+    model: str,
+    epochs: int,
+    seconds: float,
+    device: str,
+    say: Callable[[str], Any],
 ) -> None:
     """Train one of RecBole's models for more epochs and store its figures; it goes on from what is kept.
 
@@ -38,6 +45,7 @@ def fill_recbole(
         model: One of `RECBOLE_MODELS`.
         epochs: Most epochs, those of earlier calls included.
         seconds: No epoch begins after so long.
+        device: Where it trains.
         say: Told what happens.
 
     Raises:
@@ -57,13 +65,15 @@ def fill_recbole(
         arrays = [histories_before(data, events, part, longest) for part, events in asked.items()]
         np.savez_compressed(folder / "ask.npz", items=data.items, longest=longest, **arrays[0], **arrays[1])
     longest = int(np.load(folder / "ask.npz")["longest"])
-    argv = [recbole_python(), "-m", "benchmarks.baselines.recbole_sequential", "--data", folder, "--name", NAME]
-    argv += ["--model", model.removeprefix(PREFIX), f"--epochs={epochs}", f"--seconds={seconds}"]
+    argv = [recbole_python(device), "-m", "benchmarks.baselines.recbole_sequential", "--data", folder, "--name", NAME]
+    argv += ["--model", model.removeprefix(PREFIX), f"--epochs={epochs}", f"--seconds={seconds}", f"--device={device}"]
     env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
     done = subprocess.run([*map(str, argv)], cwd=folder, env=env, capture_output=True, text=True, check=False)
     if done.returncode:
         what = f"RecBole's {model} failed with status {done.returncode}"
-        raise BenchmarkError(what, done.stderr.strip()[-800:], f"Remove {FOLDER.name} to have it installed anew")
+        raise BenchmarkError(
+            what, done.stderr.strip()[-800:], f"Remove {FOLDERS[device].name} to have it installed anew"
+        )
     told = json.loads(done.stdout.strip().splitlines()[-1])
     ranks = np.load(folder / "found.npz")
     epoch = float(np.median(told["epoch_seconds"]))
@@ -71,7 +81,8 @@ def fill_recbole(
     figures: dict[str, Any] = {side: accuracy(ranks[side], data.items - 1) for side in SIDES}
     figures["seconds"] = round(sum(told["epoch_seconds"]), 1)
     state = "stopped early" if told["stopped_early"] and told["finished"] else "not converged"
-    figures["note"] = f"{number} epochs of {epoch:.0f} s, best {best}; last {longest} items; {state}"
+    where = "" if told["device"] == "cpu" else f" on {told['device']}"
+    figures["note"] = f"{number} epochs of {epoch:.0f} s{where}, best {best}; last {longest} items; {state}"
     users = np.searchsorted(data.source.starts, judged, side="right") - 1
     body = {"data": {"name": data.name}, "figures": figures, "finished": told["finished"], "recbole": told}
     store(cells, cell, body, users, [ranks[side] for side in SIDES])

@@ -41,6 +41,7 @@ class Settings:
         first_seed: Seed of the first fit; the others count up from it.
         model_settings: Settings of models by name, where they are not the defaults.
         teaching: What models are taught besides the order of items; neural models are judged by its tasks, too.
+        device: Where neural models are trained.
         clock: Seconds, for the time a model takes; the standard library's ``perf_counter`` outside of tests.
     """
 
@@ -52,6 +53,7 @@ class Settings:
     first_seed: int = 0
     model_settings: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     teaching: Teaching = Teaching()  # noqa: RUF009 (frozen)
+    device: str = "cpu"
 
 
 @dataclass(slots=True)
@@ -169,7 +171,11 @@ def _run(data: Dataset, name: str, split: Split, settings: Settings, report: Rep
             lesson: Lesson, begin: float, end: float, progress: Callable[[float, str], None] = progress
         ) -> SequenceModel:
             nonlocal spent
-            told = replace(lesson, report=lambda share, note: progress(begin + (end - begin) * share, note))
+
+            def tell(share: float, note: str) -> None:
+                progress(begin + (end - begin) * share, note)
+
+            told = replace(lesson, device=settings.device, report=tell)
             before = settings.clock()
             model, seconds = fits.fit(name, told)
             # A fit that was shared counts for every model that has it.

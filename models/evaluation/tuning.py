@@ -8,7 +8,7 @@ Letters: N events.
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -91,6 +91,7 @@ class Search:
         trials: Most trials, those of earlier searches included; None for no limit.
         effort: Factor on training budgets.
         seed: Of the draws and of every fit.
+        device: Where neural models are trained.
     """
 
     model: str
@@ -101,6 +102,7 @@ class Search:
     trials: int | None = None
     effort: float = 0.5
     seed: int = 0
+    device: str = "cpu"
 
 
 def tune(data: Dataset, search: Search, report: Report) -> dict[str, Any]:
@@ -197,7 +199,7 @@ def _tried(
         return state.tell(number, 0.9 * share, note)
 
     model = build(search.model, data.items, settings)
-    model.fit(lesson_of(data, split, search.seed, search.effort, progress))
+    model.fit(replace(lesson_of(data, split, search.seed, search.effort, progress), device=search.device))
     if state.over:
         raise _GivenUp
     judged = thinned(data.source, split.validation, VALIDATED)

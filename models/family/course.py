@@ -2,7 +2,8 @@
 
 import copy
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Final
 
@@ -52,6 +53,23 @@ def epochs_for(lesson: Lesson, weights: float, most: int) -> float:
     fewest = min(_FEWEST_EPOCHS, most, _LEAST * _BUDGET / cost)
     epochs = float(np.clip(lesson.effort * _BUDGET / cost, fewest, most))
     return round(epochs) if epochs >= _FEWEST_EPOCHS else epochs
+
+
+@contextmanager
+def placed(module: nn.Module, device: str) -> Iterator[None]:
+    """Within it the module is on a device, and so are tensors that are made there; behind it the module is back.
+
+    Models are judged and used on the CPU, as in the stream; moving one costs milliseconds.
+    """
+    if device == "cpu":
+        yield
+        return
+    module.to(device)
+    try:
+        with torch.device(device):
+            yield
+    finally:
+        module.to("cpu")
 
 
 def run_course(

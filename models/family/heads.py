@@ -182,19 +182,19 @@ class TaskHeads(nn.Module):
         """
         total = query.new_zeros(())
         for name in self.adapters:
-            rows = torch.from_numpy(answers.rows[name][events])
+            rows = torch.from_numpy(answers.rows[name][events]).to(query.device)
             some = _some(rows != UNKNOWN_ROW)
             if len(some):
                 loss = item_loss(self.query(name, query[some]), rows[some], self.biases[name], recent[some])
                 total = total + _ITEM_WEIGHT * loss
         if self.kind is not None:
-            kinds = torch.from_numpy(answers.kinds[events])
+            kinds = torch.from_numpy(answers.kinds[events]).to(query.device)
             some = _some(kinds >= 0)
             if len(some):
                 total = total + _WEIGHTS["type"] * functional.cross_entropy(self.kind(query[some]), kinds[some])
         if self.rating is not None:
-            ratings = torch.from_numpy(answers.ratings[events])
-            rows = torch.from_numpy(answers.items[events])
+            ratings = torch.from_numpy(answers.ratings[events]).to(query.device)
+            rows = torch.from_numpy(answers.items[events]).to(query.device)
             some = _some(ratings.isfinite() & (rows != UNKNOWN_ROW))
             if len(some):
                 read = self.rating(query[some], rows[some], vectors(rows[some]))
@@ -280,4 +280,4 @@ def _mlp(width: int, out: int) -> nn.Sequential:
 def _some(known: Tensor) -> Tensor:
     """Numbers of at most 512 of the known ones, drawn by torch's generator."""
     where = known.nonzero()[:, 0]
-    return where if len(where) <= _SCORED else where[torch.randperm(len(where))[:_SCORED]]
+    return where if len(where) <= _SCORED else where[torch.randperm(len(where), device=where.device)[:_SCORED]]

@@ -60,6 +60,10 @@ class EventBatch:
         """Some of the windows."""
         return EventBatch(*(getattr(self, name)[where] for name in self.__slots__))
 
+    def to(self, device: str) -> "EventBatch":
+        """The same events on a device."""
+        return EventBatch(*(getattr(self, name).to(device) for name in self.__slots__))
+
 
 def clock_of(times_ms: NDArray[np.int64]) -> NDArray[np.int64]:
     """Hours of the week, 0 (Monday 00:00 UTC) to 167, of moments."""
@@ -114,6 +118,7 @@ class Lesson:
         ratings: Of the events of ``past`` (P,), NaN where there is none; None without ratings.
         session_gap: Seconds without an event after which neural models are told that a session opens; 0 for never.
         augment: How neural models' training histories are varied (`models.family.augmentation`).
+        device: Where neural models are trained; they are chosen by their ranks and handed back on the CPU.
         report: Called with the share of the work done and a note; True stops and keeps the best so far.
     """
 
@@ -128,6 +133,7 @@ class Lesson:
     ratings: NDArray[np.float32] | None = None
     session_gap: float = 0.0
     augment: tuple[str, ...] = ()
+    device: str = "cpu"
     report: Callable[[float, str], bool | None] = field(default=lambda share, note: None)
 
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from models.family.augmentation import Variety
 from models.family.coding import Coding
-from models.family.course import BatchReport, Plan, epochs_for, run_course
+from models.family.course import BatchReport, Plan, epochs_for, placed, run_course
 from models.family.heads import Answers, TaskHeads, heads_of, plain_tasks
 from models.family.interface import EventBatch, Lesson
 from models.family.repeats import RepeatAware
@@ -214,18 +214,20 @@ class _Epochs:
     def __init__(
         self, model: Recurrent, lesson: Lesson, plan: Plan, counts: NDArray[np.int64], settings: TrainingSettings
     ) -> None:
-        self._model, self._variety = model, Variety(lesson)
+        self._model, self._variety, self._device = model, Variety(lesson), lesson.device
         self._heads = model.task_heads
         self._answers: Answers | None = None
         beside = None if self._heads is None else self._beside
-        self._trainer = Trainer(model.network, counts, plan.epochs, lesson.seed, settings, beside)
+        with placed(model.network, self._device):
+            self._trainer = Trainer(model.network, counts, plan.epochs, lesson.seed, settings, beside)
 
     def one(self, report: BatchReport) -> float:
         """Train one epoch; returns its mean loss."""
         past, ratings = self._variety.histories()
         if self._heads is not None:
             self._answers = Answers.of(past, self._heads.tasks, ratings)
-        return self._trainer.epoch(self._model.coding.coded(past), report)
+        with placed(self._model.network, self._device):
+            return self._trainer.epoch(self._model.coding.coded(past), report)
 
     def _beside(self, query: Tensor, places: Tensor, recent: Tensor) -> Tensor:
         assert self._heads is not None and self._answers is not None

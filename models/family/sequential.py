@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from models.family.augmentation import Variety
 from models.family.coding import Coding
-from models.family.course import BatchReport, Plan, epochs_for, held_out_ndcg_of_both, run_course
+from models.family.course import BatchReport, Plan, epochs_for, held_out_ndcg_of_both, placed, run_course
 from models.family.heads import Answers, TaskHeads, heads_of, plain_tasks
 from models.family.interface import EventBatch, Lesson, gather
 from models.family.losses import cross_entropy, generalised_bce
@@ -122,14 +122,16 @@ class Sequential(RepeatAware):
                 heads = TaskHeads(self.items, self._width(), lesson.tasks)
                 heads.prepare(Answers.of(lesson.past, lesson.tasks, lesson.ratings))
                 self.module.add_module("task_heads", heads)
-            sampler = Sampler.of(torch.from_numpy(counts), self.negatives) if self.items > SAMPLED_ABOVE else None
-            scored = (self.negatives if sampler else self.items) * self._width()
+            sampled = self.items > SAMPLED_ABOVE
+            scored = (self.negatives if sampled else self.items) * self._width()
             batches = transitions(lesson) // batch_steps(self, lesson) + 1
             most = max(self.epochs, min(_FEWEST_UPDATES // batches, _MOST_EPOCHS))
             epochs = epochs_for(lesson, self.encoder_weights() + scored, most)
             # Every epoch is run: the best come when the rate has fallen.
             plan = Plan(epochs, patience=ceil(epochs))
-            trained = _Epochs(self, lesson, plan, sampler)
+            with placed(self.module, lesson.device):
+                of_items = torch.from_numpy(counts).to(lesson.device)
+                trained = _Epochs(self, lesson, plan, Sampler.of(of_items, self.negatives) if sampled else None)
             run_course(self, self.module, lesson, plan, trained.one, held_out_ndcg_of_both)
 
     def recall(self, coding: Mapping[str, Any] | None, tasks: Mapping[str, Any] | None) -> None:
@@ -223,6 +225,10 @@ class _Epochs:
 
     def one(self, report: BatchReport) -> float:
         """Train one epoch; returns its mean loss, NaN when there was nothing to learn."""
+        with placed(self._model.module, self._lesson.device):
+            return self._one(report)
+
+    def _one(self, report: BatchReport) -> float:
         model, heads = self._model, self._model.task_heads
         past, ratings = self._variety.histories()
         answers = None if heads is None else Answers.of(past, heads.tasks, ratings)
@@ -261,24 +267,24 @@ class _Epochs:
             group["lr"] = rate
 
     def _update(self, past: Histories, windows: NDArray[np.int64], answers: Answers | None) -> tuple[float, int]:
-        model, module = self._model, self._model.module
-        events = gather(past, windows)
+        model, module, device = self._model, self._model.module, self._lesson.device
+        events = gather(past, windows).to(device)
         real = np.arange(events.items.shape[1])[None] < windows[:, 1:]
         where = np.minimum(windows[:, :1] + 1 + np.arange(events.items.shape[1]), len(past) - 1)
-        targets = torch.from_numpy(past.items[where].astype(np.int64) * real)  # (B, T)
+        targets = torch.from_numpy(past.items[where].astype(np.int64) * real).to(device)  # (B, T)
         forgotten = torch.rand(events.items.shape) < model.item_dropout
         events = replace(events, items=events.items.masked_fill(forgotten, UNKNOWN_ROW))
         module.vectors.redraw()  # type: ignore[operator]
         asked = model.outputs(events, targets)
         if not len(asked.targets):
             return 0.0, 0
-        places = windows[asked.windows.numpy(), 0] + asked.events.numpy()
-        recent = torch.from_numpy(recent_items(past, places, RECENT))
+        places = windows[asked.windows.cpu().numpy(), 0] + asked.events.cpu().numpy()
+        recent = torch.from_numpy(recent_items(past, places, RECENT)).to(device)
         loss = objective = self._loss(asked.queries, asked.targets, None, recent)
         heads = model.task_heads
         if heads is not None and answers is not None:
             ahead = asked.ahead
-            queries, before = asked.queries[ahead], places[ahead.numpy()]
+            queries, before = asked.queries[ahead], places[ahead.cpu().numpy()]
             objective = loss + heads.loss(queries, recent[ahead], before, answers, self._loss, module.vectors)
         self._optimizer.zero_grad()
         objective.backward()  # type: ignore[no-untyped-call]

@@ -47,8 +47,8 @@ def a_buffer(directory: Path, rows: list[tuple[str, str, int]]) -> ReplayBuffer:
 SETTINGS = LearnSettings(recent=600, reservoir=600, refit_growth=3.0, keep_versions=4, fine=FINE)
 
 
-def learner_in(folder: Path, settings: LearnSettings = SETTINGS) -> Learner:
-    return Learner(Registry(folder / "registry"), folder, settings, origin={"code": "test"})
+def learner_in(folder: Path, settings: LearnSettings = SETTINGS, device: str = "cpu") -> Learner:
+    return Learner(Registry(folder / "registry"), folder, settings, device, origin={"code": "test"})
 
 
 def run(learner: Learner, job: Job | None) -> Outcome:

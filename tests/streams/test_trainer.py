@@ -18,17 +18,19 @@ import pytest
 import torch
 from aiokafka.structs import TopicPartition
 
+from models.device import chosen_device
 from models.finetune import fine_tune
 from models.learner import Learner
 from models.registry import Registry
 from models.tables import Events
+from state.errors import RecstreamError
 from state.replay_buffer import ReplayBuffer
 from state.replay_sample import Sample
 from streams.read_topic import read_to_end, reader
 from streams.replay import produce_events
-from streams.settings import Settings, SettingsError, load_settings
+from streams.settings import Settings, load_settings
 from streams.topics import MODEL_VERSIONS
-from streams.trainer import Trainer, TrainerOptions, choose_device, learn_settings, run_trainer
+from streams.trainer import Trainer, TrainerOptions, learn_settings, run_trainer
 from tests.models.learning import a_buffer, stream
 from tests.streams.worker_process import Worker, free_port
 
@@ -217,6 +219,6 @@ def test_a_killed_pass_goes_on_and_makes_the_version_it_would_have_made(bench: B
 
 def test_cuda_where_there_is_none_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert choose_device("auto") == choose_device("cpu") == "cpu"
-    with pytest.raises(SettingsError, match="no CUDA device"):
+    assert chosen_device("auto") == chosen_device("cpu") == "cpu"
+    with pytest.raises(RecstreamError, match="no CUDA device"):
         run_trainer(load_settings(registry=str(tmp_path)), TrainerOptions(device="cuda"))
