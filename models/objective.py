@@ -6,6 +6,7 @@ Letters: W windows, T steps, D embedding width, N targets, S state width, V item
 import shutil
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from typing import Final
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +14,8 @@ from torch import Tensor, nn
 from models.network import UNKNOWN_ROW, Network
 from models.softmax import Repeats, Sampler, full_softmax, sampled_softmax, whole_softmax
 
+BFLOAT16_HIDDEN: Final = 256
+COMPILED_SCORES: Final = 2**27
 Beside = Callable[[Tensor, Tensor, Tensor], Tensor]
 """Something else to minimise: from queries (N, D), where the events they ask for stand (N,), latest items (N, R)."""
 
@@ -20,15 +23,17 @@ Beside = Callable[[Tensor, Tensor, Tensor], Tensor]
 class NextItemLoss(nn.Module):
     """Sum of the cross entropies of a batch's targets, over a given number of targets.
 
-    On CUDA the forward pass runs in bfloat16 where that is safe (torch autocast); weights and loss stay float32, and
-    the scores of the full softmax with their loss are compiled (the recurrent layer is one call of cuDNN's already).
+    On CUDA the forward pass of a wide network runs in bfloat16 where that is safe (torch autocast); weights and loss
+    stay float32. Scores of the full softmax with their loss are compiled where they are many (the recurrent layer is
+    one call of cuDNN's already).
 
     Args:
         network: The network to train.
         sampler: Draws the negatives of a sampled softmax, None for the full one.
         item_dropout: Share of input items replaced by the unknown item.
-        bfloat16: Autocast to bfloat16, None: on CUDA.
-        compiler: Backend of torch.compile, empty for none, None: inductor on CUDA where there is a C compiler.
+        bfloat16: Autocast to bfloat16, None: on CUDA with at least `BFLOAT16_HIDDEN` hidden units.
+        compiler: Backend of torch.compile, empty for none, None: inductor on CUDA where there is a C compiler, for
+            batches of at least `COMPILED_SCORES` scores.
         beside: What is minimised together with it, its parameters in the network.
     """
 
@@ -45,7 +50,8 @@ class NextItemLoss(nn.Module):
         super().__init__()
         self.network, self.sampler, self.item_dropout, self.beside = network, sampler, item_dropout, beside
         cuda = network.item_bias.device.type == "cuda"
-        self._bfloat16 = cuda if bfloat16 is None else bfloat16
+        self._bfloat16 = cuda and network.config.hidden >= BFLOAT16_HIDDEN if bfloat16 is None else bfloat16
+        self._compiled_scores = 0 if compiler else COMPILED_SCORES
         if compiler is None:
             compiler = "inductor" if cuda and shutil.which("cc") else ""
         # Batches have any number of targets; without dynamic shapes each would be compiled anew.
@@ -101,7 +107,7 @@ class NextItemLoss(nn.Module):
         table, bias = self.network.item_embedding.weight, self.network.item_bias
         if self.sampler is not None:
             return self._sampled(query, bias, wanted, repeats)
-        if self._compiled is not None:
+        if self._compiled is not None and len(wanted) * len(table) >= self._compiled_scores:
             loss: Tensor = self._compiled(query, table, bias, wanted, *repeats)
             return loss
         if query.device.type == "cpu":

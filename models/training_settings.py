@@ -19,8 +19,9 @@ class TrainingSettings:
         clip: Largest norm of the gradient.
         sampled_above: Item rows above which the softmax is sampled.
         negatives: Negatives of a sampled softmax.
-        bfloat16: Run the forward pass under bfloat16 autocast; None: on CUDA.
-        compiler: Backend of torch.compile for the scores and their loss, empty for none; None: inductor on CUDA.
+        bfloat16: Run the forward pass under bfloat16 autocast; None: on CUDA where that is faster.
+        compiler: Backend of torch.compile for the scores and their loss, empty for none; None: inductor on CUDA where
+            that is faster.
         averaged: Share of the running average of weights that an update keeps. The average is the result, and the
             rate stays at its peak: one pass goes on where the last one ended. 0: no average, the rate falls to 0.
     """

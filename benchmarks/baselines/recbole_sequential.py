@@ -60,11 +60,14 @@ class Asked:
     """Histories to rank after: RecBole's item numbers of the last L items, what is masked, and what came next."""
 
     def __init__(self, arrays: Any, part: str, number: np.ndarray, device: str) -> None:
-        self.device = device
-        self.lists = torch.from_numpy(number[arrays[f"{part}_lists"]])  # (K, L)
-        self.lengths = torch.from_numpy(arrays[f"{part}_lengths"])  # (K,)
-        self.targets = torch.from_numpy(number[arrays[f"{part}_targets"]])  # (K,)
-        self.had = [arrays[f"{part}_had_rows"], number[arrays[f"{part}_had_items"]]]  # pairs of history and item
+        def there(column: np.ndarray) -> torch.Tensor:
+            return torch.from_numpy(column).to(device)
+
+        self.lists = there(number[arrays[f"{part}_lists"]])  # (K, L)
+        self.lengths = there(arrays[f"{part}_lengths"])  # (K,)
+        self.targets = there(number[arrays[f"{part}_targets"]])  # (K,)
+        # Pairs of history and item.
+        self.had = there(arrays[f"{part}_had_rows"]), there(number[arrays[f"{part}_had_items"]])
         # An item that was never learnt has no row in RecBole: it can never be found.
         self.unknown = self.targets == 0
 
@@ -75,17 +78,17 @@ class Asked:
             for begin in range(0, len(self.lists), ASKED):
                 part = slice(begin, begin + ASKED)
                 batch = Interaction({"item_id_list": self.lists[part], "item_length": self.lengths[part]})
-                scores = model.full_sort_predict(batch.to(self.device))[:, : model.n_items].cpu().clone()
+                scores = model.full_sort_predict(batch)[:, : model.n_items].clone()
                 scores[:, 0] = -torch.inf
                 if masked:
-                    low, high = np.searchsorted(self.had[0], [begin, begin + len(scores)])
-                    scores[self.had[0][low:high] - begin, self.had[1][low:high]] = -torch.inf
+                    mine = (self.had[0] >= begin) & (self.had[0] < begin + len(scores))
+                    scores[self.had[0][mine] - begin, self.had[1][mine]] = -torch.inf
                     scores[:, 0] = -torch.inf
                 score = scores.gather(1, self.targets[part, None])
                 ties = (scores == score).sum(1) - 1
                 ranks = (1 + (scores > score).sum(1) + ties / 2).double()
                 ranks[(score[:, 0] == -torch.inf) | self.unknown[part]] = torch.inf
-                found.append(ranks.numpy())
+                found.append(ranks.cpu().numpy())
         return np.concatenate(found)
 
 
