@@ -137,6 +137,7 @@ def main() -> None:
         trainer.optimizer.load_state_dict(kept["optimizer"])
         init_seed(args.seed + len(kept["epoch_seconds"]), True)
     quality = kept["valid_ndcg_at_10"]
+    kept.setdefault("devices", ["cpu"] * len(quality))
 
     def finished() -> bool:
         best = int(np.argmax(quality)) if quality else 0
@@ -150,14 +151,15 @@ def main() -> None:
         quality.append(ndcg(validation.ranks(model, masked=False)))
         if quality[-1] == max(quality):
             np.savez(folder / "found.npz", unmasked=judged.ranks(model, False), masked=judged.ranks(model, True))
-        kept |= {"model": model.state_dict(), "optimizer": trainer.optimizer.state_dict(), "device": place(args.device)}
+        kept["devices"].append(place(args.device))
+        kept |= {"model": model.state_dict(), "optimizer": trainer.optimizer.state_dict()}
         torch.save(kept, folder / "kept.pt")
     result = {
         "samples": len(train.dataset),
         "epoch_seconds": kept["epoch_seconds"],
         "valid_ndcg_at_10": quality,
         "finished": finished(),
-        "device": kept.get("device", "cpu"),  # of the last epochs
+        "devices": list(dict.fromkeys(kept["devices"])),
         "stopped_early": len(quality) < args.epochs,
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
     }

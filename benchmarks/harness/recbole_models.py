@@ -81,7 +81,7 @@ def fill_recbole(
     figures: dict[str, Any] = {side: accuracy(ranks[side], data.items - 1) for side in SIDES}
     figures["seconds"] = round(sum(told["epoch_seconds"]), 1)
     state = "stopped early" if told["stopped_early"] and told["finished"] else "not converged"
-    where = "" if told["device"] == "cpu" else f" on {told['device']}"
+    where = "" if told["devices"] == ["cpu"] else f" ({' and '.join(told['devices'])})"
     figures["note"] = f"{number} epochs of {epoch:.0f} s{where}, best {best}; last {longest} items; {state}"
     users = np.searchsorted(data.source.starts, judged, side="right") - 1
     body = {"data": {"name": data.name}, "figures": figures, "finished": told["finished"], "recbole": told}
