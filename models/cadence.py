@@ -7,7 +7,7 @@ from models.drift import Alarm
 
 Trigger = Literal["cold-start", "events", "time", "drift"]
 
-_MORE: Final = 1.25  # times the events of a first model that was rejected, before the next
+_MORE: Final = 1.25  # times the events of a first model that was rejected or failed, before the next
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +57,7 @@ class Cadence:
         self._hurried = 0  # passes since the alarm
         self._wanted_rate = 0.0
         self._rejected_at = 0  # events seen at the newest pass that was rejected
+        self._failed_at = 0  # events seen at the newest pass, when that failed
 
     def due(self, seen: int, now_seconds: float, serving: bool) -> Trigger | None:
         """Why a pass should begin now, None when it should not.
@@ -67,8 +68,10 @@ class Cadence:
             serving: Whether there is a model yet.
         """
         settings, new = self._settings, seen - self._seen
+        late = settings.every_seconds > 0 and now_seconds - self._since >= settings.every_seconds
         if not serving:
-            enough = seen >= max(settings.cold_start_events, _MORE * self._rejected_at) and new >= settings.least_new
+            wait = max(self._rejected_at, 0 if late else self._failed_at)
+            enough = seen >= max(settings.cold_start_events, _MORE * wait) and new >= settings.least_new
             return "cold-start" if enough else None
         if self._alarm_at is not None:
             first = not self._hurried and seen - self._alarm_at >= settings.drift_least
@@ -76,12 +79,11 @@ class Cadence:
                 return "drift"
         if new >= min(settings.every_events, max(self._seen, settings.cold_start_events)):
             return "events"
-        late = settings.every_seconds > 0 and now_seconds - self._since >= settings.every_seconds
         return "time" if late and new >= settings.least_new else None
 
     def began(self, seen: int, now_seconds: float) -> None:
         """A pass has begun, or had nothing to learn."""
-        self._seen, self._since = seen, now_seconds
+        self._seen, self._since, self._failed_at = seen, now_seconds, 0
         if self._alarm_at is not None:
             self._hurried += 1
             if self._hurried > self._settings.drift_passes:
@@ -114,6 +116,14 @@ class Cadence:
         self._rejected_at = self._seen
         if self._hurried:
             self._calm()
+
+    def failed(self) -> None:
+        """The pass came to an error. A first model waits for a quarter more events too, as it may fail again.
+
+        Or for the most time between two passes: what was missing, a registry or room on the disk, may be there again.
+        Later models wait for their usual cadence.
+        """
+        self._failed_at = self._seen
 
     def _calm(self) -> None:
         self._alarm_at, self._hurried, self._wanted_rate = None, 0, 0.0

@@ -38,7 +38,9 @@ class DecayedPopularity:
         self._sorted: NDArray[np.int32] = np.zeros(0, np.int32)
         self._shares: NDArray[np.float32] = np.zeros(0, np.float32)
         self.place_of = np.full(1024, np.iinfo(np.int32).max, np.int32)
-        self._sorted_for = -1
+        self._sorted_for = -1  # items the list was asked for; -1 when it has to be sorted anew
+        self._blocked = np.zeros(1024, np.bool_)  # by item number, as long as the weights at least
+        self._blocked_items = 0
 
     def learn(self, items: NDArray[np.int32], times_ms: NDArray[np.int64]) -> None:
         """Count events (E,) at their times."""
@@ -58,17 +60,33 @@ class DecayedPopularity:
             places = np.full(len(self._weights), np.iinfo(np.int32).max, np.int32)
             places[: len(self.place_of)] = self.place_of
             self.place_of = places
+            self._reserve_blocked(len(self._weights))
         self._total += _add(items, times_ms, self._landmark_ms, 1.0 / self._half_life_ms, self._weights)
         self._seen = max(self._seen, highest + 1)
         self._since_sort += len(items)
 
+    def block(self, item: int, blocked: bool) -> None:
+        """Leave an item out of the lists to come, or let it in again; it is counted meanwhile."""
+        self._reserve_blocked(item + 1)
+        if self._blocked[item] != blocked:
+            self._blocked[item] = blocked
+            self._blocked_items += 1 if blocked else -1
+            self._sorted_for = -1
+
+    @property
+    def blocked(self) -> NDArray[np.int32]:
+        """Numbers of the items left out, ascending."""
+        return np.flatnonzero(self._blocked).astype(np.int32)
+
     def top(self, count: int) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
         """The best `count` item numbers (fewer while fewer are known) and their shares of all events, best first.
 
-        Both are as of the last sorting; they are sorted anew after (items / 64) events.
+        Both are as of the last sorting; they are sorted anew after (items / 64) events and when an item is blocked.
         """
         if self._since_sort * _REFRESH_SHARE >= self._seen or count != self._sorted_for:
             weights = self._weights[: self._seen]
+            if self._blocked_items:  # out before the list is cut: no event pays for how many they are
+                weights = np.where(self._blocked[: self._seen], 0.0, weights)
             order = np.argsort(-weights, kind="stable") if self._seen <= 4 * count else _partial_sort(weights, count)
             self.place_of[self._sorted] = np.iinfo(np.int32).max
             self._sorted = order[weights[order] > 0][:count].astype(np.int32)
@@ -80,6 +98,11 @@ class DecayedPopularity:
     def places(self, items: NDArray[np.int32]) -> NDArray[np.int32]:
         """Place of each item, any shape, in the list `top` last returned: 0 = best, a huge number when not in it."""
         return self.place_of.take(items, mode="clip") if items.size else np.zeros(items.shape, np.int32)
+
+    def _reserve_blocked(self, items: int) -> None:
+        if items > len(self._blocked):
+            more = max(len(self._blocked), items - len(self._blocked))
+            self._blocked = np.concatenate([self._blocked, np.zeros(more, np.bool_)])
 
 
 @nb.njit(cache=True, nogil=True, error_model="numpy")  # type: ignore[untyped-decorator]

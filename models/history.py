@@ -34,11 +34,10 @@ class Part:
 
 @dataclass(frozen=True, slots=True)
 class PopularList:
-    """The list every user would be shown by popularity alone, for comparison."""
+    """The list every user would be shown by popularity alone, for comparison; items nobody is shown are not in it."""
 
     place_of: NDArray[np.int32]  # (N,) place of an item number, 0 = best; numbers beyond N are as the last one
     length: int  # places below it are in the list
-    blocked: NDArray[np.int32]  # (X,) item numbers nobody is shown
     k: int  # how many a user is shown
 
 
@@ -106,7 +105,7 @@ def append_events(
         arena, at = part.arena, part.at
         _append(
             part.slots, items[at], kinds[at], times_ms[at], touched_ms[at], exclude,
-            popular.place_of, popular.length, popular.blocked, popular.k, arena.items, arena.times, arena.kinds,
+            popular.place_of, popular.length, popular.k, arena.items, arena.times, arena.kinds,
             arena.count, arena.kind_counts, arena.last_ms, arena.touched_ms, arena.dirty,
             done.gaps[at], done.repeats[at], done.excluded[at], done.popular_ranks[at],
         )  # fmt: skip
@@ -187,18 +186,15 @@ def _popular_rank(
     filled: int,
     exclude: int,
     place_of: NDArray[np.int32],
-    blocked: NDArray[np.int32],
     k: int,
     taken: NDArray[np.bool_],
 ) -> int:
-    """Rank of an item in the popular list once its user's excluded items and the blocked ones are taken out."""
+    """Rank of an item in the popular list once its user's excluded items are taken out."""
     last = place_of.shape[0] - 1
     place = place_of[min(item, last)]
     if place >= taken.shape[0]:
         return 0
     taken[: place + 1] = False
-    for i in range(blocked.shape[0]):
-        taken[min(place_of[min(blocked[i], last)], taken.shape[0] - 1)] = True
     if exclude != EXCLUDE_NONE:
         for i in range(filled):
             if exclude == EXCLUDE_SEEN or ring_kinds[i] == _PURCHASE:
@@ -219,7 +215,6 @@ def _append(
     exclude: int,
     place_of: NDArray[np.int32],
     listed_places: int,
-    blocked: NDArray[np.int32],
     k: int,
     ring_items: NDArray[np.int32],
     ring_times: NDArray[np.uint32],
@@ -246,9 +241,7 @@ def _append(
         for i in range(filled):
             if ring_items[s, i] == items[e]:
                 repeats[e] = True
-        popular_ranks[e] = _popular_rank(
-            items[e], ring_items[s], ring_kinds[s], filled, exclude, place_of, blocked, k, taken
-        )
+        popular_ranks[e] = _popular_rank(items[e], ring_items[s], ring_kinds[s], filled, exclude, place_of, k, taken)
         at = np.int64(count[s]) % size
         ring_items[s, at] = items[e]
         ring_times[s, at] = seconds

@@ -57,6 +57,8 @@ class Job:
         since: Events seen when the stream changed, 0 when it did not: only later ones are learnt.
         fitted_seen: Events seen when the line of versions was last fitted from nothing.
         sample: What it trains on.
+        turn: Of the registry's pointer when it began: the version is promoted at this turn only, so that it is promoted
+            once, and no more when somebody has rolled it back since. None: begun by a release that did not note it.
     """
 
     id: str
@@ -67,6 +69,7 @@ class Job:
     since: int
     fitted_seen: int
     sample: Sample
+    turn: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,7 @@ and goes through these steps, each of which may be repeated after a kill without
     train            resumes from the checkpoint
     judge            pure
     publish          a version whose lineage names this pass is found again instead of being published twice
-    promote          only where the version trained from still serves
+    promote          only where the version trained from still serves, and nobody has moved the pointer meanwhile
     finish           the directory goes, once the caller has told everybody
 
 Beside it, `carried/` has what passes hand on (`models.average`), by the name of the pass: written before the version is
@@ -29,7 +29,7 @@ import shutil
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from models import tries
 from models.average import Carried, forget_others
@@ -47,6 +47,20 @@ _TIMES_RECENT: Final = 4  # passes in which an event is among the newest
 _RECENT_VERSIONS: Final = 5  # where a version published just before a kill is looked for
 
 log = logging.getLogger(__name__)
+
+
+class Serving(NamedTuple):
+    """What a pass goes on from.
+
+    Attributes:
+        name: The version that serves; None where none does, or one that is damaged.
+        lineage: Its lineage, empty without.
+        turn: Of the registry's pointer.
+    """
+
+    name: str | None
+    lineage: dict[str, Any]
+    turn: int
 
 
 class Learner:
@@ -75,15 +89,16 @@ class Learner:
         self._damaged: str | None = None  # the version that serves, where it cannot be loaded
         self._missed = 0  # the change whose aftermath alone no longer makes a better model
 
-    def serving(self) -> tuple[str | None, dict[str, Any]]:
-        """The version to go on from and its lineage; None where none serves, or one that is damaged.
+    def serving(self) -> Serving:
+        """The version to go on from.
 
         Raises:
             VersionRefused: Storage refuses, or the pointer is damaged.
         """
-        name = self.registry.current()
-        if name is None:
-            return None, {}
+        names, turn = self.registry.pointer()
+        if not names:
+            return Serving(None, {}, turn)
+        name = names[0]
         try:
             lineage = (self.registry.load if name == self._damaged else self.registry.describe)(name).lineage
         except StorageRefused:
@@ -91,18 +106,21 @@ class Learner:
         except VersionRefused as error:
             log.warning("%s serves and is damaged: the next model is fitted from nothing. %s", name, error)
             self._damaged = name
-            return None, {}
+            return Serving(None, {}, turn)
         self._damaged = None
-        return name, lineage
+        return Serving(name, lineage, turn)
 
-    def begin(
-        self,
-        buffer: ReplayBuffer,
-        trigger: str,
-        changed_at: int | None = None,
-        serving: tuple[str | None, dict[str, Any]] | None = None,
+    def begin(self, buffer: ReplayBuffer, trigger: str, changed_at: int | None = None) -> Job | None:
+        """`draw` and `write` in one."""
+        job = self.draw(buffer, trigger, changed_at)
+        if job is not None:
+            self.write(job)
+        return job
+
+    def draw(
+        self, buffer: ReplayBuffer, trigger: str, changed_at: int | None = None, serving: Serving | None = None
     ) -> Job | None:
-        """Take a sample and put a new pass on disk; one that was under way is dropped.
+        """Take a sample for a new pass, which nothing on disk tells of yet.
 
         Args:
             buffer: Where the events are.
@@ -113,12 +131,12 @@ class Learner:
             serving: What `serving` has just said, where that was asked in another thread than the buffer's.
 
         Returns:
-            The pass, None when too little in the buffer is new to the serving version.
+            The pass, to `write`; None when too little in the buffer is new to the serving version.
 
         Raises:
-            RecstreamError: The registry or the disk refuses.
+            RecstreamError: The registry refuses.
         """
-        parent, described = self.serving() if serving is None else serving
+        parent, described, turn = self.serving() if serving is None else serving
         settings, seen = self.settings, buffer.seen
         lineage = lineage_in(buffer.log_id, seen, described)
         since = int(lineage.get("since", 0)) if changed_at is None else changed_at
@@ -135,14 +153,34 @@ class Learner:
         reservoir = min(settings.fine.epochs * min(reservoir, recent), seen - since - recent)
         sample = buffer.sample(recent, reservoir, _seed(settings.seed, seen), since)
         digest = hashlib.sha256(f"{parent} {seen} {trigger} {sorted(sample.offsets.items())}".encode())
-        job = Job(digest.hexdigest()[:16], parent, anew, sample.seed, trigger, since, seen if anew else fitted, sample)
-        if new_to(lineage, sample).sum() < 2 * settings.fine.gate.fewest_events:
-            return None
-        self._write(job)
-        return job
+        fitted = seen if anew else fitted
+        job = Job(digest.hexdigest()[:16], parent, anew, sample.seed, trigger, since, fitted, sample, turn)
+        return job if new_to(lineage, sample).sum() >= 2 * settings.fine.gate.fewest_events else None
+
+    def write(self, job: Job) -> None:
+        """Put a new pass on disk; one that was under way is dropped. Any thread may do it: the buffer is not touched.
+
+        Raises:
+            StateError: The disk refuses.
+        """
+        self.finish()
+        try:
+            self._directory.mkdir(parents=True)
+            job.sample.save(self._directory / "sample.replay")
+            head = {name: value for name, value in _fields(job).items() if name != "sample"}
+            temporary = self._directory / "pass.new"
+            with temporary.open("w") as file:
+                json.dump(head, file)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, self._directory / "pass.json")
+            sync_directory(self._directory)
+        except OSError as exc:
+            what = f"cannot write a training pass to {self._directory}"
+            raise StateError(what, str(exc), "check the disk and the directory's permissions") from exc
 
     def pending(self) -> Job | None:
-        """The pass a kill interrupted, None when there is none or another version serves by now.
+        """The pass a kill interrupted, None when there is none, or the pointer has moved by another hand.
 
         Raises:
             StateError: Its process died three times without getting on; the pass is dropped.
@@ -156,8 +194,9 @@ class Learner:
             self.finish()
             return None
         published = published_by(self.registry, job.id)
-        serving, _ = self.serving()
-        if serving != job.parent and (published is None or serving != published):
+        serving, _, turn = self.serving()
+        as_it_was = serving == job.parent and job.turn in (turn, None)
+        if not as_it_was and (published is None or serving != published):
             self.finish()
             return None
         if published is None and tries.at_this_place(self._directory, self._checkpoint) >= tries.MOST:
@@ -211,7 +250,7 @@ class Learner:
         self._missed = 0 if promoted else job.since
         if promoted:
             self.serving()  # notes whether that is a damaged one, which the pass was begun without
-            promoted = self.registry.succeed(published, job.parent or self._damaged)
+            promoted = self.registry.succeed(published, job.parent or self._damaged, job.turn)
             if not promoted:
                 summary.metrics["gate"]["reasons"].append("another version was promoted meanwhile")
         return Outcome(published, promoted, summary.metrics, summary.lineage)
@@ -250,23 +289,6 @@ class Learner:
         }
         figures = figures_of(candidate, verdict)
         return self.registry.publish(candidate.network, candidate.vocabulary, figures, lineage, promote=False)
-
-    def _write(self, job: Job) -> None:
-        self.finish()
-        try:
-            self._directory.mkdir(parents=True)
-            job.sample.save(self._directory / "sample.replay")
-            head = {name: value for name, value in _fields(job).items() if name != "sample"}
-            temporary = self._directory / "pass.new"
-            with temporary.open("w") as file:
-                json.dump(head, file)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, self._directory / "pass.json")
-            sync_directory(self._directory)
-        except OSError as exc:
-            what = f"cannot write a training pass to {self._directory}"
-            raise StateError(what, str(exc), "check the disk and the directory's permissions") from exc
 
 
 def figures_of(candidate: Candidate, verdict: Verdict) -> dict[str, Any]:

@@ -91,9 +91,7 @@ class Recommender:
         self.model: ServingModel | None = None
         self._known = ItemRows([], items)
         self._staged: Staged | None = None
-        self._blocked = np.zeros(1024, np.bool_)  # by item number
-        self._blocked_numbers = np.zeros(0, np.int32)
-        self._blocked_rows = np.zeros(0, np.int32)
+        self._most: NDArray[np.float32] | None = None  # (V,) -inf where an item is blocked; None: none is
         self._named = NamedItems(items)
         self._scratch = np.zeros(0, np.int32)  # zeros, one a slot: see `distinct`
 
@@ -120,9 +118,11 @@ class Recommender:
         known = self._staged.rows
         known.map_some(len(model.vocabulary))
         self._known, self.model = known, model
-        self._blocked_rows = self._rows(self._blocked_numbers)
+        self._most = None
         if self.fusion is not None:
             self.fusion.set_model(model.fingerprint, known.numbers)
+        else:
+            self._limit(self.popularity.blocked)
 
     def settle(self, users: int) -> bool:
         """Give some users the vectors that were staged for them; returns whether there are no more of them."""
@@ -131,13 +131,11 @@ class Recommender:
     def block(self, item_id: str, blocked: bool = True) -> None:
         """Never recommend an item, or recommend it again (the catalogue's `blocked`)."""
         number = self.items.number(item_id)
-        if number >= len(self._blocked):
-            self._blocked = np.concatenate([self._blocked, np.zeros(max(len(self._blocked), number + 1), np.bool_)])
-        self._blocked[number] = blocked
-        self._blocked_numbers = np.flatnonzero(self._blocked).astype(np.int32)
-        self._blocked_rows = self._rows(self._blocked_numbers)
+        self.popularity.block(number, blocked)
         if self.fusion is not None:
             self.fusion.block(np.array([number], np.int32), blocked)
+        else:
+            self._limit(np.array([number], np.int32), blocked)
 
     def advance(self, store: UserStore, batch: EventBatch) -> Advanced:
         """`advance_all` for a batch of one partition."""
@@ -163,8 +161,8 @@ class Recommender:
         seconds = np.minimum(np.maximum(times_ms // 1000, 0), _MAX_SECONDS)  # np.clip takes 8 us more
         if self.fusion is not None or model is not None:
             histories, previous = histories_before(parts, numbers, kinds, seconds, self._scratch)
-        popular, shares = self.popularity.top(self.k + RING + len(self._blocked_numbers))
-        compared = PopularList(self.popularity.place_of, len(popular), self._blocked_numbers, self.k)
+        popular, shares = self.popularity.top(self.k + RING)
+        compared = PopularList(self.popularity.place_of, len(popular), self.k)
         done = append_events(parts, numbers, kinds, times_ms, _take(batch.touched_ms, fresh), policy, compared)
         self.exclusion.watch(done.repeats)
         excluded = _take(done.excluded, listed)
@@ -266,8 +264,8 @@ class Recommender:
         for start in range(0, n, rows_per_block):
             block = slice(start, start + rows_per_block)
             scores = model.scores(hidden[block], last.of(block))
-            if len(self._blocked_rows):
-                scores[:, self._blocked_rows] = -np.inf
+            if self._most is not None:
+                np.minimum(scores, self._most, out=scores)  # as long for one blocked item as for all
             rows[block], values[block] = top_k(scores, excluded_rows[block], self.k)
         return self._known.numbers[rows], values
 
@@ -277,11 +275,18 @@ class Recommender:
         """The most popular items a user may be shown; column 0 stands for "no item", as row 0 does in a vocabulary."""
         numbers = np.concatenate([np.zeros(1, np.int32), popular])
         scores = np.concatenate([np.zeros(1, np.float32), shares])
-        scores[np.isin(numbers, self._blocked_numbers)] = -np.inf
         places = self.popularity.places(excluded)
         columns = np.where(places < len(popular), places + 1, 0).astype(np.int32)
         rows, values = top_k(np.repeat(scores[None, :], len(excluded), axis=0), columns, self.k)
         return numbers[rows], values
+
+    def _limit(self, numbers: NDArray[np.int32], blocked: bool = True) -> None:
+        """What no score of the model alone may exceed: -inf for blocked items, where no fusion leaves them out."""
+        if self.model is None or not len(numbers):
+            return
+        if self._most is None:  # up to here none was blocked
+            self._most = np.full(len(self.model.vocabulary), np.inf, np.float32)
+        self._most[self._rows(numbers)] = -np.inf if blocked else np.inf
 
     def _rows(self, numbers: NDArray[np.int32]) -> NDArray[np.int32]:
         return self._known.rows(numbers)

@@ -3,6 +3,7 @@
     <registry>/
       CURRENT                    the version to serve, below it those that served before, and how often it was written;
                                  replaced atomically
+      .lock                      on a disk, held by whoever reads CURRENT in order to replace it
       .claims/0007               taken with an exclusive create: two publishers never get one number
       v0007-1a2b3c4d/            number and fingerprint, the first 4 bytes of the weights file's sha256
         weights.safetensors  vocabulary.json  config.json  metrics.json  lineage.json
@@ -107,18 +108,21 @@ class Registry:
             VersionRefused: There is no such version, it was deleted meanwhile, or storage refuses.
         """
         self._check_published(version)
-        try:
-            before, turn = self.pointer()
-        except PointerDamaged:  # promoting mends it; what it remembered is lost
-            before, turn = [], 0
-        self._serve([version, *before], before, turn)
+        with self._storage.alone():
+            try:
+                before, turn = self.pointer()
+            except PointerDamaged:  # promoting mends it; what it remembered is lost
+                before, turn = [], 0
+            self._serve([version, *before], before, turn)
 
-    def succeed(self, version: str, parent: str | None) -> bool:
+    def succeed(self, version: str, parent: str | None, at_turn: int | None = None) -> bool:
         """Promote a version unless another than the one it was made from serves by now: an operator's choice stays.
 
         Args:
             version: A published version.
             parent: The version that it was judged against, None for none.
+            at_turn: The pointer's turn when that was; at another one somebody has promoted or rolled back meanwhile,
+                perhaps this very version and perhaps back to the parent. None takes any.
 
         Returns:
             Whether it serves.
@@ -128,11 +132,13 @@ class Registry:
                 refuses.
         """
         self._check_published(version)
-        before, turn = self.pointer()  # nothing slow between this and the write
-        serving = next(iter(before), None)
-        if serving == parent:
-            self._serve([version, *before], before, turn)
-        return serving in (parent, version)
+        with self._storage.alone():
+            before, turn = self.pointer()  # nothing slow between this and the write
+            serving = next(iter(before), None)
+            if serving == parent and at_turn in (turn, None):
+                self._serve([version, *before], before, turn)
+                return True
+        return serving == version
 
     def rollback(self) -> str:
         """Point CURRENT back at the version promoted before the one it points at; a second call goes one further.
@@ -145,22 +151,13 @@ class Registry:
         Raises:
             VersionRefused: No version that is left served before, or storage refuses.
         """
-        (names, turn), damage = self.pointer(), ""
-        published = set(self.versions())
-        for place, name in enumerate(names[1:], 1):
-            if name not in published:
-                continue
-            try:
-                self.load(name)
-            except VersionRefused as exc:
-                damage = f"; {name}: {exc.why}"
-                continue
-            self._serve(names[place:], names, turn)
-            return name
-        what = "There is no version to roll back to"
-        why = f"no other one served before {names[0]}" if names else "none was promoted yet"
-        fix = "Choose one with `recstream models list` and promote it with `recstream models promote`"
-        raise VersionRefused(what, why + damage, fix)
+        while True:
+            names, turn = self.pointer()
+            place = self._way_back(names)
+            with self._storage.alone():
+                if self.pointer() == (names, turn):  # looking for the way took a while
+                    self._serve(names[place:], names, turn)
+                    return names[place]
 
     def retention(self, keep: int) -> list[str]:
         """Delete all but the newest ``keep`` versions, and what dead publishers left behind.
@@ -196,7 +193,7 @@ class Registry:
         """The version CURRENT points at and those that served before it, newest first, each once.
 
         What was rolled back is not among them; some may have been deleted since. Two promotions at the same moment may
-        forget one of these names, never the one that serves.
+        forget one of these names in an object store (not on a disk), never the one that serves.
 
         Raises:
             VersionRefused: The pointer cannot be read or does not name versions.
@@ -255,6 +252,23 @@ class Registry:
         except VersionRefused:
             write_pointer(self._storage, before, turn + 2)
             raise
+
+    def _way_back(self, names: Sequence[str]) -> int:
+        """Place of the newest one that served before the first and can be loaded."""
+        published, damage = set(self.versions()), ""
+        for place, name in enumerate(names[1:], 1):
+            if name not in published:
+                continue
+            try:
+                self.load(name)
+            except VersionRefused as exc:
+                damage = f"{damage}; {name}: {exc.why}"
+                continue
+            return place
+        what = "There is no version to roll back to"
+        why = f"no other one served before {names[0]}" if names else "none was promoted yet"
+        fix = "Choose one with `recstream models list` and promote it with `recstream models promote`"
+        raise VersionRefused(what, why + damage, fix)
 
     def _delete(self, version: str, published: Sequence[str]) -> bool:
         """Delete a version unless it is spared, by promotions of this very moment too; returns whether it is gone."""

@@ -1,15 +1,24 @@
 """Where a model registry lies: a directory or an object store, its errors told as `StorageRefused`."""
 
+import errno
+import fcntl
 import os
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Final
 
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
 from models.version import StorageRefused, VersionRefused
 from state.errors import RecstreamError
+
+_LOCK: Final = ".lock"
+_LOCK_SECONDS: Final = 10.0  # it is held for one small file's flush to the disk, unless its holder is suspended
+_POLL_SECONDS: Final = 0.005
+_NO_LOCKS: Final = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL, errno.EBADF)  # EBADF: NFS, read only
 
 
 class Storage:
@@ -53,6 +62,27 @@ class Storage:
             fix = "Check that the path exists and can be reached, its permissions and the space left"
             raise StorageRefused(what, str(exc) or type(exc).__name__, fix) from exc
 
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """On a disk one process and thread at a time is inside; the others wait.
+
+        No promise in an object store, nor on a file system that cannot lock. Not to be entered twice.
+
+        Raises:
+            StorageRefused: Somebody has been inside for ten seconds, or there is no such folder.
+        """
+        if not self.local:
+            yield
+            return
+        with self.guard("cannot be changed now"):
+            lock = os.open(Path(self.root, _LOCK), os.O_RDONLY | os.O_CREAT, 0o666)
+        try:
+            with self.guard("cannot be changed now"):
+                _lock(lock)
+            yield
+        finally:
+            os.close(lock)  # and with it the lock, as when the process dies
+
     def read(self, file: str) -> bytes:
         """The content of a file; FileNotFoundError where there is none."""
         return bytes(self.fs.cat_file(f"{self.root}/{file}"))
@@ -93,3 +123,19 @@ def write_durably(path: Path, data: bytes) -> None:
         file.write(data)
         file.flush()
         os.fsync(file.fileno())  # a crash after a rename must not leave an empty file behind the new name
+
+
+def _lock(file: int) -> None:
+    deadline = time.monotonic() + _LOCK_SECONDS
+    while True:
+        try:
+            return fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # not `lockf`, which knows no threads
+        except BlockingIOError as exc:
+            if time.monotonic() > deadline:
+                what = f"another process has been changing it for {_LOCK_SECONDS:.0f} seconds"
+                raise TimeoutError(what) from exc
+        except OSError as exc:
+            if exc.errno not in _NO_LOCKS:
+                raise
+            return None
+        time.sleep(_POLL_SECONDS)

@@ -19,9 +19,11 @@ from streams.metrics import Metrics
 from streams.output import Output
 from streams.partition import Flushed, Partition, snapshot_path
 from streams.settings import Settings
+from streams.steady_clock import SteadyClock
 from streams.topics import CHANGELOG
 
 _EXPIRE_EVERY_SECONDS: Final = 60.0
+_CLOCK_JUMP_SECONDS: Final = 3600.0  # what the clock may be set ahead by, a tenth of the time to live at most
 _MEMBERSHIP_POLL_SECONDS: Final = 0.05
 _MOST_WRITTEN_AGAIN: Final = 3  # in a worker's life: each needs a worker suspended within milliseconds
 
@@ -53,6 +55,7 @@ class Flushes:
         self._tenure = 0  # counts how often everything was forgotten
         self._written_again = 0
         self._flushed_at = self._expired_at = self._snapshot_at = time.monotonic()
+        self._clock = SteadyClock(min(_CLOCK_JUMP_SECONDS, settings.user_ttl_days * 86_400 / 10))
         self.processed: list[Any] = []
 
     async def start(self) -> None:
@@ -81,7 +84,7 @@ class Flushes:
         ttl_days, expire_before = self._settings.user_ttl_days, None
         if ttl_days and now >= self._expired_at + min(_EXPIRE_EVERY_SECONDS, ttl_days * 86_400 / 4):
             self._expired_at = now
-            expire_before = int(time.time() * 1000 - ttl_days * 86_400_000)
+            expire_before = int(self._clock.seconds() * 1000 - ttl_days * 86_400_000)
         if snapshot:
             self._snapshot_at = now
         return now, snapshot, expire_before

@@ -156,7 +156,7 @@ class Trainer:
         await http.start()
         try:
             await self._live.look(now=True)
-            await self._passes.resume()  # needs no broker: does not wait for the group
+            await self._resume()  # needs no broker: does not wait for the group
             with broker_errors(self._settings, "read events"):
                 try:
                     await feed.start()
@@ -175,6 +175,11 @@ class Trainer:
         if self._interrupted:
             raise KeyboardInterrupt
         return summary_of(self._passes.last)
+
+    async def _resume(self) -> None:
+        await self._passes.resume()
+        if self._passes.failed:  # dropped since it killed its process: as if it had begun and failed now
+            self._cadence.began(self._buffer.seen, time.monotonic())
 
     def _stop(self, number: int) -> None:
         log.info("Stopping: what is under way is brought to disk")
@@ -223,6 +228,8 @@ class Trainer:
         """Begin a pass when one is due and none runs."""
         if self._passes.running:
             return
+        if self._passes.failed:
+            self._cadence.failed()
         seen = self._buffer.seen
         trigger = self._cadence.due(seen, now, self._live.serving is not None)
         if trigger is not None:
@@ -246,6 +253,5 @@ class Trainer:
         await self._live.look(now=True)
 
     def _seen_by_serving(self) -> int:
-        _, described = self._learner.serving()
-        lineage = lineage_in(self._buffer.log_id, self._buffer.seen, described)
+        lineage = lineage_in(self._buffer.log_id, self._buffer.seen, self._learner.serving().lineage)
         return min(int(lineage.get("seen", 0)), self._buffer.seen)

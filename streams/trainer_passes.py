@@ -40,6 +40,7 @@ class Passes:
 
     Attributes:
         begun: Passes begun or gone on with since the start.
+        failed: Whether the newest pass could not begin, or came to an error.
         last: What came of the newest pass that was finished, None before there is one.
     """
 
@@ -48,7 +49,7 @@ class Passes:
         self._scalars = Scalars(directory / "tensorboard")
         self._thread = ThreadPoolExecutor(1, "training")
         self._task: asyncio.Task[Outcome | None] | None = None
-        self._stopping = self._idle = False
+        self._stopping = self._idle = self.failed = False
         self.begun = 0
         self.last: Outcome | None = None
 
@@ -63,7 +64,7 @@ class Passes:
             job = await asyncio.to_thread(self._learner.pending)
         except StateError as error:
             log.error("No pass is gone on with. %s", error)
-            self._metrics.versions.labels("failed").inc()
+            self._count_failure()
             return False
         if job is None:
             return False
@@ -75,13 +76,14 @@ class Passes:
         """Begin a pass. Returns whether there was enough to learn."""
         try:
             serving = await asyncio.to_thread(self._learner.serving)  # storage may be slow
-            job = self._learner.begin(buffer, trigger, changed_at, serving)
+            job = self._learner.draw(buffer, trigger, changed_at, serving)
         except RecstreamError as error:
             log.error("No pass could begin. %s", error)
-            self._metrics.versions.labels("failed").inc()
+            self._count_failure()
             return False
+        self.failed = False
         if job is not None:
-            self._start(job)
+            self._start(job, new=True)
         elif not self._idle:
             self._idle = True
             log.info("No pass begins (%s): too few events are new to the serving version", trigger)
@@ -109,19 +111,24 @@ class Passes:
             self._thread.shutdown()
             self._scalars.close()
 
-    def _start(self, job: Job) -> None:
+    def _count_failure(self) -> None:
+        self.failed = True
+        self._metrics.versions.labels("failed").inc()
+
+    def _start(self, job: Job, new: bool = False) -> None:
+        """Run a pass in its thread, which writes a new one to disk first: events to come do not wait for the disk."""
         self.begun += 1
         self._idle = False
         self._metrics.passes.labels(job.trigger).inc()
-        self._task = asyncio.create_task(self._pass(job))
+        self._task = asyncio.create_task(self._pass(job, new))
 
-    async def _pass(self, job: Job) -> Outcome | None:
+    async def _pass(self, job: Job, new: bool) -> Outcome | None:
         started = time.monotonic()
         log.info("Pass begins: %s, %d events from %s", job.trigger, len(job.sample), job.parent or "nothing")
         self._metrics.training.set(1)
         self._metrics.progress.set(0)
         try:
-            outcome = await asyncio.get_running_loop().run_in_executor(self._thread, self._work, job)
+            outcome = await asyncio.get_running_loop().run_in_executor(self._thread, self._work, job, new)
             if outcome is None:
                 log.info("The pass is interrupted; the next start goes on with it")
                 return None
@@ -129,7 +136,7 @@ class Passes:
         except Exception as error:  # what nobody had foreseen too: on disk, the pass would fail again at each start
             foreseen = isinstance(error, RecstreamError)
             log.error("The pass failed. %s", error, exc_info=None if foreseen else error)
-            self._metrics.versions.labels("failed").inc()
+            self._count_failure()
             await asyncio.to_thread(self._learner.finish)
             return None
         finally:
@@ -146,8 +153,10 @@ class Passes:
         except Exception as error:
             log.warning("Older versions were not deleted. %s", error)
 
-    def _work(self, job: Job) -> Outcome | None:
+    def _work(self, job: Job, new: bool) -> Outcome | None:
         """In the training thread."""
+        if new:
+            self._learner.write(job)
         with ExitStack() as stack:
             show: Callable[[Step], None] | None = None
             if screen().is_terminal:

@@ -23,6 +23,31 @@ def test_a_first_model_that_was_rejected_waits_for_a_quarter_more() -> None:
     assert passes == [2_000, 2_500, 3_200, 4_000, 5_000]
 
 
+def test_a_first_model_that_failed_waits_for_a_quarter_more_or_for_the_most_time() -> None:
+    cadence, passes = Cadence(SETTINGS, 0, 0.0), []
+    for seen in range(0, 5_001, 100):
+        if cadence.due(seen, 0.0, serving=False):
+            passes.append(seen)
+            cadence.began(seen, 0.0)
+            cadence.failed()
+            cadence.failed()  # told at every look
+    assert passes == [2_000, 2_500, 3_200, 4_000, 5_000]
+    assert cadence.due(5_200, 299.0, serving=False) is None
+    assert cadence.due(5_199, 300.0, serving=False) is None
+    assert cadence.due(5_200, 300.0, serving=False) == "cold-start"
+    cadence.began(5_200, 300.0)  # and this one had too little that is new
+    assert cadence.due(5_400, 300.0, serving=False) == "cold-start"
+
+
+def test_a_later_model_that_failed_waits_for_its_usual_cadence() -> None:
+    cadence = Cadence(SETTINGS, 50_000, 0.0)
+    cadence.began(55_000, 0.0)
+    cadence.failed()
+    assert cadence.due(59_999, 299.0, serving=True) is None
+    assert cadence.due(60_000, 0.0, serving=True) == "events"
+    assert cadence.due(55_200, 300.0, serving=True) == "time"
+
+
 def test_a_young_stream_trains_at_every_doubling() -> None:
     cadence, seen, passes = Cadence(SETTINGS, 0, 0.0), 2_000, []
     cadence.began(2_000, 0.0)

@@ -101,3 +101,37 @@ def test_item_numbers_beyond_the_arrays_are_known_to_be_unlisted(number):
 def test_before_any_event_the_list_is_empty():
     top, shares = DecayedPopularity(half_life_ms=HOUR).top(5)
     assert (len(top), len(shares)) == (0, 0)
+
+
+@given(
+    steps=st.lists(
+        st.one_of(
+            st.tuples(st.just("learn"), st.lists(st.integers(1, 3_000), min_size=1, max_size=40)),
+            st.tuples(st.sampled_from(["block", "allow"]), st.integers(1, 5_000)),
+            st.tuples(st.sampled_from(["block", "allow"]), st.integers(1, 12)),
+        ),
+        max_size=40,
+    ),
+    count=st.integers(1, 15),
+)
+@settings(max_examples=200, deadline=None, derandomize=True)
+def test_blocked_items_are_counted_and_not_listed(steps, count):
+    popularity, counts, blocked = DecayedPopularity(half_life_ms=HOUR), np.zeros(5_001), set()
+    for what, of in steps:
+        if what == "learn":
+            learn(popularity, of, [0] * len(of))
+            counts += np.bincount(of, minlength=5_001)
+            continue
+        popularity.block(of, what == "block")
+        if (what == "block") == (of in blocked) or not counts.any():
+            (blocked.add if what == "block" else blocked.discard)(of)
+            continue  # nothing has changed: the list may be an older one
+        (blocked.add if what == "block" else blocked.discard)(of)
+        top, shares = popularity.top(count)
+        left = [item for item in np.flatnonzero(counts).tolist() if item not in blocked]
+        assert not blocked & set(top.tolist())
+        assert counts[top].tolist() == sorted(counts[left], reverse=True)[:count]
+        assert np.allclose(shares, counts[top] / counts.sum())
+        assert popularity.places(top).tolist() == list(range(len(top)))
+        assert (popularity.places(np.array(sorted(blocked), np.int32)) >= count).all()
+    assert popularity.blocked.tolist() == sorted(blocked)

@@ -52,11 +52,11 @@ class Naive:
             return set()
         return {item for item, kind, _ in self.ring if policy == EXCLUDE_SEEN or kind == 2}
 
-    def append(self, item, kind, time_ms, policy, ranked, blocked, k):
+    def append(self, item, kind, time_ms, policy, ranked, k):
         time_ms = min(max(time_ms, 0), 1000 * MAX_SECONDS)
         gap = 0 if self.last_ms is None else max(time_ms // 1000 - self.last_ms // 1000, 0)
         repeat = item in {seen for seen, _, _ in self.ring}
-        shown = [other for other in ranked if other not in self.excluded(policy) | blocked][:k]
+        shown = [other for other in ranked if other not in self.excluded(policy)][:k]
         rank = shown.index(item) + 1 if item in shown else 0
         self.ring.append((item, kind, time_ms // 1000))
         self.all.append((item, kind))
@@ -69,19 +69,16 @@ class Naive:
     policy=st.sampled_from([EXCLUDE_NONE, EXCLUDE_PURCHASED, EXCLUDE_SEEN]),
     cuts=st.sets(st.integers(0, 150), max_size=4),
     ranked=st.lists(st.integers(1, 9), unique=True, max_size=9),
-    blocked=st.sets(st.integers(1, 12), max_size=3),
     k=st.integers(1, 6),
 )
 @settings(max_examples=200, deadline=None, derandomize=True)
-def test_histories_gaps_repeats_exclusions_and_popular_ranks_are_those_of_plain_python(
-    events, policy, cuts, ranked, blocked, k
-):
+def test_histories_gaps_repeats_exclusions_and_popular_ranks_are_those_of_plain_python(events, policy, cuts, ranked, k):
     arena, users = arena_of(), [Naive() for _ in range(4)]
     place_of = np.full(8, UNLISTED, np.int32)  # items 8 and 9 lie beyond it, so they must not be in the list
     ranked = [item for item in ranked if item < 7]
     place_of[ranked] = np.arange(len(ranked))
-    popular = PopularList(place_of, len(ranked), np.array(sorted(blocked), np.int32), k)
-    expected = [users[slot].append(item, kind, time, policy, ranked, blocked, k) for slot, item, kind, time in events]
+    popular = PopularList(place_of, len(ranked), k)
+    expected = [users[slot].append(item, kind, time, policy, ranked, k) for slot, item, kind, time in events]
     bounds = sorted({0, len(events)} | {cut for cut in cuts if cut < len(events)})
     got = []
     for start, stop in pairwise(bounds):
@@ -112,7 +109,7 @@ def test_a_user_who_bought_one_item_often_is_not_counted_as_having_many():
     """Popularity's rank leaves out distinct items: three purchases of the best one move the second up by one place."""
     arena = arena_of(users=1)
     place_of = np.array([UNLISTED, 0, 1, 2, UNLISTED], np.int32)
-    popular = PopularList(place_of, 3, np.zeros(0, np.int32), k=2)
+    popular = PopularList(place_of, 3, k=2)
     items = np.array([1, 1, 1, 3, 1], np.int32)
     zeros = np.zeros(5, np.int64)
     done = append_events(

@@ -1,5 +1,6 @@
 """Passes that are killed or meet damage: what is gone on with, and what is dropped."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -56,6 +57,59 @@ def test_a_pass_that_gets_on_between_kills_is_gone_on_with(begun: tuple[Learner,
         learner = learner_in(tmp_path)
         job = learner.pending()
     assert run(learner, job).promoted
+
+
+def test_a_version_rolled_back_before_its_pass_ended_is_not_promoted_again(
+    begun: tuple[Learner, ReplayBuffer], tmp_path: Path
+) -> None:
+    learner, buffer = begun
+    first = run(learner, learner.begin(buffer, "cold-start"))
+    feed(buffer, stream(2_000)[1_500:])
+    job = learner.begin(buffer, "events")
+    assert job is not None
+    second = learner.run(job)  # killed before `finish`
+    assert second is not None and second.promoted
+    assert learner.registry.rollback() == first.version
+    outcome = learner_in(tmp_path).run(job)
+    assert outcome is not None and not outcome.promoted
+    assert "another version was promoted meanwhile" in outcome.metrics["gate"]["reasons"]
+    assert learner_in(tmp_path).pending() is None  # it is not even gone on with
+    assert not (tmp_path / "pass").exists()
+    assert learner.registry.pointer() == ([first.version], 3)
+    feed(buffer, stream(2_500)[2_000:])
+    following = run(learner, learner.begin(buffer, "events"))  # the next one is made from what serves
+    assert following.promoted and following.lineage["parent"] == first.version
+
+
+def test_a_first_version_taken_back_by_hand_before_its_pass_ended_is_not_promoted_again(
+    begun: tuple[Learner, ReplayBuffer], tmp_path: Path
+) -> None:
+    learner, buffer = begun
+    older = run(learner, learner.begin(buffer, "cold-start"))
+    (tmp_path / "registry" / "CURRENT").write_text("turn 7")  # nothing serves
+    feed(buffer, stream(2_000)[1_500:])
+    job = learner.begin(buffer, "cold-start")
+    assert job is not None and (job.parent, job.turn) == (None, 7)
+    learner.registry.promote(older.version or "")
+    outcome = learner.run(job)
+    assert outcome is not None and not outcome.promoted
+    assert learner.registry.pointer() == ([older.version], 8)
+
+
+def test_a_pass_of_a_release_that_noted_no_turn_is_gone_on_with(
+    begun: tuple[Learner, ReplayBuffer], tmp_path: Path
+) -> None:
+    learner, buffer = begun
+    job = learner.begin(buffer, "cold-start")
+    killed_at(learner, job, FINE.checkpoint_batches + 1)
+    path = tmp_path / "pass" / "pass.json"
+    head = json.loads(path.read_text())
+    assert head.pop("turn") == 0
+    path.write_text(json.dumps(head))
+    again = learner_in(tmp_path)
+    pending = again.pending()
+    assert pending is not None and pending.turn is None
+    assert run(again, pending).promoted
 
 
 @pytest.mark.parametrize("broken", ["weights.safetensors", "lineage.json"])

@@ -28,18 +28,33 @@ def test_ranks_are_places_in_the_list_the_user_was_shown_before_the_event(gru, w
 
 
 @pytest.mark.parametrize("exclude", ["none", "purchased", "seen"])
-def test_popularity_is_tested_with_its_list_of_before_the_event_and_the_users_own_exclusions(exclude):
+@pytest.mark.parametrize("items", [12, 400])
+def test_popularity_is_tested_with_its_list_of_before_the_event_and_the_users_own_exclusions(exclude, items):
+    """Whatever is blocked and let in again meanwhile; the list shown after the event is made of the same order."""
     stream, rng = Stream(k=4, exclude=exclude), np.random.default_rng(11)
-    stream.recommender.block("i2")
     counts, history, ranks = defaultdict(int), defaultdict(lambda: deque(maxlen=50)), []
-    for user, item, kind, _ in random_events(rng, 400, users=5):
+    blocked = {"i2"}
+    stream.recommender.block("i2")
+    for n, (user, item, kind, _) in enumerate(random_events(rng, 400, users=5, items=items)):
+        for other in (f"i{number}" for number in rng.integers(0, items, items // 12 if n % 40 == 39 else 0)):
+            out = bool(rng.random() < 0.6)
+            stream.recommender.block(other, out)
+            (blocked.add if out else blocked.discard)(other)
+        stream.recommender.popularity._since_sort = 10**6  # sorted anew at every event, however many items there are
         order = sorted(counts, key=lambda other: (-counts[other], stream.recommender.items.number(other)))
-        out = {i for i, k in history[user] if exclude == "seen" or (exclude == "purchased" and k == PURCHASE)} | {"i2"}
-        allowed = [other for other in order if other not in out][:4]
-        expected = allowed.index(item) + 1 if item in allowed else 0
-        assert stream.send((user, item, kind, T0)).popularity_ranks.tolist() == [expected]
+        order = [other for other in order if other not in blocked]
+
+        def shown(order=order, user=user):
+            out = {i for i, k in history[user] if exclude == "seen" or (exclude == "purchased" and k == PURCHASE)}
+            return [other for other in order if other not in out][:4]
+
+        expected = shown().index(item) + 1 if item in shown() else 0
+        advanced = stream.send((user, item, kind, T0))
+        assert advanced.popularity_ranks.tolist() == [expected]
         counts[item] += 1
         history[user].append((item, kind))
+        assert stream.lists(advanced)[0] == shown()
         ranks.append(expected)
-    assert max(ranks) == 4 or exclude == "seen"
+    assert len(blocked) > items // 12
+    assert max(ranks) == 4 or exclude == "seen" or items > 12
     assert min(ranks) == 0

@@ -97,6 +97,19 @@ def test_a_version_succeeds_the_one_it_was_made_from_and_no_other(registry: Regi
         registry.succeed("v0009-00000001", names[1])
 
 
+def test_a_version_succeeds_at_the_turn_it_was_made_at_and_not_once_more(registry: Registry) -> None:
+    names = [registry.publish(build(seed), WORDS, METRICS, LINEAGE, promote=False) for seed in range(3)]
+    registry.promote(names[0])
+    assert registry.succeed(names[1], names[0], at_turn=1)
+    assert registry.succeed(names[1], names[0], at_turn=1)  # again, as after a kill
+    assert registry.pointer() == ([names[1], names[0]], 2)
+    assert registry.rollback() == names[0]
+    assert not registry.succeed(names[1], names[0], at_turn=1)
+    assert not registry.succeed(names[2], names[0], at_turn=1)
+    assert registry.pointer() == ([names[0]], 3)
+    assert registry.succeed(names[2], names[0], at_turn=3)
+
+
 def test_promoting_mends_a_damaged_pointer(registry: Registry) -> None:
     name = registry.publish(build(), WORDS, METRICS, LINEAGE)
     registry._fs.pipe_file(f"{registry._root}/CURRENT", b"nonsense")
@@ -240,7 +253,7 @@ def test_retention_clears_what_a_dead_publisher_left(tmp_path: Path) -> None:
     name = registry.publish(build(2), WORDS, METRICS, LINEAGE)
     assert parse_name(name)[0] == 3
     registry.retention(keep=1)
-    assert {path.name for path in tmp_path.iterdir()} == {"CURRENT", ".claims", name}
+    assert {path.name for path in tmp_path.iterdir()} == {"CURRENT", ".claims", ".lock", name}
 
 
 def test_retention_clears_uploads_that_never_finished(registry: Registry) -> None:

@@ -14,6 +14,7 @@ from models import tries
 from models.job import LearnSettings
 from models.learner import Learner
 from models.registry import Registry, VersionRefused
+from state.replay_sample import Sample
 from streams.errors import BrokerError
 from streams.settings import load_settings
 from streams.trainer_http import TrainerHttp
@@ -97,19 +98,63 @@ async def test_a_pass_that_cannot_publish_is_counted_and_dropped(tmp_path: Path)
 
 async def test_a_slow_registry_does_not_hold_up_the_event_loop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     passes, learner, _ = build(tmp_path)
-    answer, current = threading.Event(), learner.registry.current
+    answer, pointer = threading.Event(), learner.registry.pointer
 
-    def slow() -> str | None:
+    def slow() -> tuple[list[str], int]:
         assert answer.wait(60)
-        return current()
+        return pointer()
 
-    monkeypatch.setattr(learner.registry, "current", slow)
+    monkeypatch.setattr(learner.registry, "pointer", slow)
     with a_buffer(tmp_path / "buffer", stream(600)) as buffer:
         begun = asyncio.create_task(passes.begin(buffer, "cold-start"))
         await asyncio.sleep(0)
         assert not begun.done()
         answer.set()
         assert await begun
+        await passes.stop()
+
+
+async def test_a_slow_disk_does_not_hold_up_the_event_loop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    passes, learner, _ = build(tmp_path)
+    answer, save = threading.Event(), Sample.save
+
+    def slow(sample: Sample, path: Path) -> None:
+        assert answer.wait(60)
+        save(sample, path)
+
+    monkeypatch.setattr(Sample, "save", slow)
+    with a_buffer(tmp_path / "buffer", stream(600)) as buffer:
+        assert await asyncio.wait_for(passes.begin(buffer, "cold-start"), 10)
+        assert passes.running and passes.begun == 1  # an erasure waits for it from now on
+        feed(buffer, [("late", "i1", 10**9)])  # events to come are not of this pass
+        assert not (tmp_path / "pass" / "pass.json").exists()
+        stopping = asyncio.create_task(passes.stop())
+        await asyncio.sleep(0.05)
+        answer.set()
+        await stopping
+    again, learner, _ = build(tmp_path)
+    job = learner.pending()  # stopped while it was written: written to its end, and gone on with
+    assert job is not None and job.sample.seen == 600
+    await again.stop()
+
+
+async def test_a_pass_that_cannot_be_written_is_counted_and_dropped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    passes, learner, metrics = build(tmp_path)
+    with a_buffer(tmp_path / "buffer", stream(600)) as buffer:
+        with monkeypatch.context() as patch, caplog.at_level(logging.ERROR):
+            patch.setattr(Sample, "save", full)
+            assert await passes.begin(buffer, "cold-start")
+            assert await passes.finish() is None
+        assert passes.failed and count(metrics, "failed") == 1
+        assert "cannot write a training pass" in caplog.text and "No space left on device" in caplog.text
+        assert learner.pending() is None and not (tmp_path / "pass").exists()
+        assert await passes.begin(buffer, "cold-start")
+        assert not passes.failed
         await passes.stop()
 
 
