@@ -136,9 +136,10 @@ def _draw(axes: Any, result: dict[str, Any], ways: list[str]) -> None:
         axes.bar(np.arange(len(rates)) + number * width, rates, width, label=way)
     axes.set_xticks(np.arange(len(result["cases"])) + 0.4 - width / 2, [case["case"] for case in result["cases"]])
     axes.set(yscale="log", ylabel="events learnt per second")
+    axes.set_ylim(top=4 * axes.get_ylim()[1])  # room for the legend
     axes.set_title(f"Training: {result['threads']} threads of the CPU against {result['machine']['gpu']}")
     axes.grid(alpha=0.3, axis="y")
-    axes.legend()
+    axes.legend(loc="upper center", ncols=len(ways))
 
 
 if __name__ == "__main__":

@@ -277,7 +277,7 @@ class ReplayBuffer:
         os.close(self._lock)
 
     def _advance(self, key: str, following: int) -> None:
-        if following > self._offsets.get(key, 0):
+        if following > self._offsets.get(key, -1):
             self._offsets[key] = self._unwritten_offsets[key] = following
 
     def _replay(self, head: Mapping[str, Any], columns: Mapping[str, NDArray[Any]]) -> None:

@@ -14,6 +14,7 @@ from state.items import ItemIndex
 from streams.catalogue import Catalogue
 from streams.eraser import Eraser
 from streams.exchange import TransitionExchange
+from streams.first_offsets import FirstOffsets
 from streams.http import HttpServer
 from streams.kafka import faust_options
 from streams.lag import LagWatch
@@ -80,7 +81,8 @@ def create_app(settings: Settings, index: int = 0, changelog_id: str = "", share
         broker_request_timeout=max(60.0, settings.session_timeout_seconds + 10),
         broker_max_poll_records=settings.max_batch_events,
         consumer_max_fetch_size=1 << 20,
-        consumer_auto_offset_reset=settings.start_from,
+        # Also where positions go that Kafka no longer keeps. `first_offsets` has the partitions that begin elsewhere.
+        consumer_auto_offset_reset="earliest",
         producer_request_timeout=60.0,
     )
     metrics = Metrics()
@@ -94,6 +96,7 @@ def create_app(settings: Settings, index: int = 0, changelog_id: str = "", share
         fusion,
     )
     pipeline = Pipeline(settings, recommender, metrics, changelog_id, index)
+    first_offsets = FirstOffsets(settings) if settings.start_from == "latest" else None
 
     async def before_revoke(_partitions: set[TP]) -> None:
         await pipeline.drain(snapshot=app.should_stop)
@@ -103,6 +106,7 @@ def create_app(settings: Settings, index: int = 0, changelog_id: str = "", share
         max_batch_events=settings.max_batch_events,
         fetch_max_wait_ms=_FETCH_MAX_WAIT_MS,
         before_revoke=before_revoke,
+        first_offsets=None if first_offsets is None else first_offsets.of,
         on_lost=pipeline.abandon,
     )
     pipeline.membership = lambda: app.consumer.membership
@@ -117,6 +121,7 @@ def create_app(settings: Settings, index: int = 0, changelog_id: str = "", share
     @app.on_rebalance_complete.connect  # type: ignore[untyped-decorator]
     async def restore_state(*_args: Any, **_kwargs: Any) -> None:
         """Runs before Faust seeks and resumes the flow: no event comes before its user's state."""
+        await app.consumer.begin()  # before the worker is ready: what is sent from then on counts
         numbers = {tp.partition for tp in app.consumer.assignment() if tp.topic in TOPICS}
         restored = await pipeline.assign(numbers)
         log.info(
@@ -133,6 +138,7 @@ def create_app(settings: Settings, index: int = 0, changelog_id: str = "", share
         routes = Page(settings, pipeline, overview, users, index).routes()
     app.services = [
         pipeline,
+        *([first_offsets] if first_offsets is not None else []),
         *([TransitionExchange(settings, pipeline, fusion, index)] if shared and fusion is not None else []),
         ModelWatch(settings, pipeline, metrics),
         Catalogue(settings, pipeline, titles),

@@ -29,6 +29,7 @@ class BatchConsumer(driver.Consumer):  # type: ignore[misc]
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self.tracker = OffsetTracker()
         self._handing_over = False
+        self._assignments = 0  # counts how often partitions came or left
         super().__init__(*args, **kwargs)
         self._conduct = self.callback
         self.callback = self._deliver
@@ -118,6 +119,26 @@ class BatchConsumer(driver.Consumer):  # type: ignore[misc]
     async def _add_gap(self, tp: TP, offset_from: int, offset_to: int) -> None:
         """Gaps are part of each batch's `next_offset`."""
 
+    async def begin(self) -> None:
+        """Commit where partitions without a commit begin, if not at their beginning; await it before state is restored.
+
+        From then on they are like all others: a worker that ends before their first event, or that is killed at it, is
+        followed by one that goes on from here.
+        """
+        if self.transport.first_offsets is None or not self.assignment():
+            return
+        assignments = self._assignments
+        committed = await self.seek_to_committed()
+        unread = [TP(*partition) for partition, offset in committed.items() if offset is None]
+        first = await self.transport.first_offsets(unread) if unread else {}
+        if not first or assignments != self._assignments:  # another worker may have come and gone on from there
+            return
+        await self.seek_wait(first)  # whatever becomes of the commit, this worker reads on from here
+        if assignments == self._assignments:
+            for tp, offset in first.items():
+                self.tracker.skip(tp, offset)
+            await self._commit_now()
+
     async def perform_seek(self) -> None:
         """Go back to the committed offsets; whatever was in flight is delivered again."""
         self._forget()
@@ -166,6 +187,7 @@ class BatchConsumer(driver.Consumer):  # type: ignore[misc]
     async def on_partitions_assigned(self, assigned: set[TP], generation_id: int = 0) -> None:
         """Joining counts as a heartbeat."""
         self._thread.accepted_at = time.monotonic()
+        self._assignments += 1
         await super().on_partitions_assigned(assigned, generation_id)
 
     async def on_partitions_revoked(self, revoked: set[TP]) -> None:
@@ -173,6 +195,7 @@ class BatchConsumer(driver.Consumer):  # type: ignore[misc]
 
         When the group has dropped this worker already, others own the partitions: nothing is finished or committed.
         """
+        self._assignments += 1
         lost = self.membership == "lost"
         if revoked and not self.app.should_stop:
             self.stop_flow()

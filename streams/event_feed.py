@@ -22,6 +22,7 @@ from streams.decode import decode
 from streams.erasures import Erasures
 from streams.fetch import RecordBatch, fetch_batches
 from streams.kafka import client_options, describe
+from streams.read_topic import end_offsets, reader
 from streams.settings import Settings
 from streams.topics import FORGET_USERS
 
@@ -47,7 +48,8 @@ class EventFeed(ConsumerRebalanceListener):  # type: ignore[misc]
     """Reads events into a replay buffer.
 
     The buffer names the next offset of every partition, atomically with the data: reading starts there, whatever the
-    group has committed; without one at the beginning. Commits to the group are for operators who watch its lag.
+    group has committed; without one at the beginning, or at the end where `start_from` says so, which the buffer notes
+    before anything is taken. Commits to the group are for operators who watch its lag.
 
     Args:
         settings: Brokers, group, partitions.
@@ -65,7 +67,7 @@ class EventFeed(ConsumerRebalanceListener):  # type: ignore[misc]
             **client_options(settings, "recstream-trainer"),
             group_id=f"{settings.app_id}-trainer",
             enable_auto_commit=False,
-            auto_offset_reset=settings.start_from,
+            auto_offset_reset="earliest",  # where offsets go that Kafka no longer keeps
             session_timeout_ms=int(settings.session_timeout_seconds * 1000),
             heartbeat_interval_ms=int(settings.session_timeout_seconds * 1000 / 4),
             max_poll_interval_ms=int(settings.rebalance_timeout_seconds * 1000),
@@ -197,16 +199,34 @@ class EventFeed(ConsumerRebalanceListener):  # type: ignore[misc]
                 unread.append(partition)
             else:
                 self._consumer.seek(partition, following)
-        first = [partition for partition in unread if not await self._begins_at_the_end(partition)]
+        ended = [partition for partition in unread if await self._begins_at_the_end(partition)]
+        first = [partition for partition in unread if partition not in ended]
         if first:
             for partition, offset in (await self._consumer.beginning_offsets(first)).items():
                 self._consumer.seek(partition, offset)
+        if ended:
+            await self._begin_at_the_end(ended)
 
     async def _begins_at_the_end(self, partition: TopicPartition) -> bool:
-        """Only where nothing was ever read: a group that has committed had a buffer, which fills again."""
+        """Only where nothing was ever read: a group that has committed had a buffer, which fills again.
+
+        A partition the buffer does not know, of a topic it knows, was added to the topic later.
+        """
         if partition.topic == FORGET_USERS or self._settings.start_from != "latest":
             return False
+        if any(name.startswith(f"{partition.topic}:") for name in self._buffer.offsets):
+            return False
         return await self._consumer.committed(partition) is None
+
+    async def _begin_at_the_end(self, partitions: list[TopicPartition]) -> None:
+        """On disk at once: whatever ends the trainer, the next one goes on from here."""
+        async with reader(self._settings, partitions) as consumer:
+            ends = await end_offsets(consumer, partitions)
+        for partition, offset in ends.items():
+            self._consumer.seek(partition, offset)
+            self._buffer.pass_over(partition.topic, partition.partition, offset)
+        self._buffer.commit()
+        self._durable = dict(self._buffer.offsets)
 
     def _keep(self, batch: RecordBatch) -> tuple[int, int]:
         following = self._buffer.offset(batch.topic, batch.partition)

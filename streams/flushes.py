@@ -136,7 +136,10 @@ class Flushes:
             for part in flushed
             for encoded in part.batches
         ]
-        overwritten = [part for part, future, count in sent if _advance(part, (await future).offset, count)]
+        await asyncio.gather(*(future for _, future, _ in sent))
+        if not await self._still_ours(tenure):
+            return  # they may have landed behind the next owner's, which a snapshot as new as them would lack
+        overwritten = [part for part, future, count in sent if _advance(part, future.result().offset, count)]
         if overwritten:
             self._write_again(overwritten)
             self.processed = events + self.processed  # a crash before that flush repeats them
@@ -147,9 +150,11 @@ class Flushes:
         self._metrics.changelog_records.inc(sum(part.records for part in flushed))
         self._metrics.expired.inc(sum(part.expired for part in flushed))
         self._metrics.flush_seconds.set(time.monotonic() - started)
+        numbers = {part.number for part in overwritten}
         for part in flushed:
             if part.snapshot is not None:
-                written = await self._write_snapshot(part)
+                # One that would pass over another worker's records waits until the state is written behind them.
+                written = part.partition.number not in numbers and await self._write_snapshot(part)
                 await self._erased(part, written)
 
     def _write_again(self, partitions: list[Partition]) -> None:

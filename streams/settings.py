@@ -94,7 +94,9 @@ class Settings(BaseSettings):
     rebalance_timeout_seconds: float = Field(
         60.0, ge=1, description="Kafka max.poll.interval: time to hand over partitions"
     )
-    start_from: Literal["earliest", "latest"] = Field("earliest", description="where a new consumer group starts")
+    start_from: Literal["earliest", "latest"] = Field(
+        "earliest", description="where a new consumer group starts to read events"
+    )
 
     security_protocol: Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"] = Field(
         "PLAINTEXT", description="how to connect to Kafka"

@@ -19,7 +19,7 @@ records that came earlier in a partition would look like redelivered ones.
             await queue.put(event)  # later, when its effects are durable: event.ack()
 """
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from typing import Any, Literal, cast
 
 from faust import Schema
@@ -32,6 +32,7 @@ from streams.fetch import RecordBatch
 
 IsolationLevel = Literal["read_uncommitted", "read_committed"]
 BeforeRevoke = Callable[[set[TP]], Awaitable[None]]
+FirstOffsetsOf = Callable[[Collection[TP]], Awaitable[Mapping[TP, int]]]
 
 
 class TransportError(RecstreamError):
@@ -69,6 +70,8 @@ class BatchTransport(driver.Transport):  # type: ignore[misc]
         before_revoke: Awaited, with the flow stopped, before offsets are committed for partitions about to leave
             (rebalance) and at shutdown. It returns when every event an agent took is acknowledged or given up; what is
             not acknowledged is delivered again, to the next owner. Given `broker_rebalance_timeout` at most.
+        first_offsets: Asked by `BatchConsumer.begin` where assigned partitions begin that the group has not committed;
+            those it leaves out begin as the app's `consumer_auto_offset_reset` says.
         on_lost: Awaited instead, with the flow stopped, when the group dropped this worker without asking: forget
             everything about its partitions.
         finished: Whether a shutdown let the pipeline finish: everything taken is durable, and committed if Kafka took
@@ -86,6 +89,7 @@ class BatchTransport(driver.Transport):  # type: ignore[misc]
         fetch_max_wait_ms: int = 500,
         isolation_level: IsolationLevel = "read_uncommitted",
         before_revoke: BeforeRevoke | None = None,
+        first_offsets: FirstOffsetsOf | None = None,
         on_lost: Callable[[], Awaitable[None]] = _nothing,
         **kwargs: Any,
     ) -> None:
@@ -96,6 +100,7 @@ class BatchTransport(driver.Transport):  # type: ignore[misc]
         self.fetch_max_wait_ms = fetch_max_wait_ms
         self.isolation_level: IsolationLevel = isolation_level
         self.before_revoke = before_revoke
+        self.first_offsets = first_offsets
         self.on_lost = on_lost
         self.finished = False
 
@@ -107,6 +112,7 @@ def install(
     fetch_max_wait_ms: int = 500,
     isolation_level: IsolationLevel = "read_uncommitted",
     before_revoke: BeforeRevoke | None = None,
+    first_offsets: FirstOffsetsOf | None = None,
     on_lost: Callable[[], Awaitable[None]] = _nothing,
 ) -> BatchTransport:
     """Make `app` (a `faust.App`) use a `BatchTransport`. Call it before the first topic or agent is declared.
@@ -126,6 +132,7 @@ def install(
         fetch_max_wait_ms=fetch_max_wait_ms,
         isolation_level=isolation_level,
         before_revoke=before_revoke,
+        first_offsets=first_offsets,
         on_lost=on_lost,
     )
     app.transport = transport

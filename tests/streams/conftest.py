@@ -142,6 +142,18 @@ def cluster(
         yield stack.enter_context(open_cluster(bootstrap, tmp_path, unique("app"), reference.registry))
 
 
+@pytest.fixture(params=["embedded", "kafka"])
+def small(request: pytest.FixtureRequest, tmp_path: Path, unique: Callable[[str], str]) -> Iterator[Cluster]:
+    """Empty topics, and a model of 50 items."""
+    publish_model(tmp_path / "registry", items=50, seed=1)
+    with ExitStack() as stack:
+        if request.param == "embedded":
+            bootstrap = stack.enter_context(EmbeddedBroker()).bootstrap
+        else:
+            bootstrap = request.getfixturevalue("kafka_broker")
+        yield stack.enter_context(open_cluster(bootstrap, tmp_path, unique("app"), tmp_path / "registry"))
+
+
 @pytest.fixture(scope="session")
 def secure_kafka(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SecureKafka]:
     """A Kafka with TLS that asks for passwords, client certificates or tokens, with all topics."""

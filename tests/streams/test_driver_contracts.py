@@ -31,10 +31,13 @@ SIGNATURES: list[tuple[Callable[..., Any], str]] = [
     (Consumer.perform_seek, "self"),
     (Consumer.on_partitions_revoked, "self revoked"),
     (Consumer.wait_empty, "self"),
+    (Consumer.on_partitions_assigned, "self assigned generation_id"),
     # called by BatchConsumer
     (Consumer.stop_flow, "self"),
     (Consumer.maybe_wait_for_commit_to_finish, "self"),
     (Consumer.commit_and_end_transactions, "self"),
+    (ThreadDelegateConsumer.seek_to_committed, "self"),
+    (ThreadDelegateConsumer.seek_wait, "self partitions"),
     (Consumer.__init__, "self transport callback on_partitions_revoked on_partitions_assigned commit_interval "
                         "commit_livelock_soft_timeout loop kwargs"),
     (ConsumerMessage.__init__, "self topic partition offset timestamp timestamp_type headers key value "
@@ -95,6 +98,8 @@ SOURCES: list[tuple[Any, str]] = [
     (Consumer._drain_messages, "if r_offset is None or offset >= r_offset:"),
     (Consumer.force_commit, "self._filter_tps_with_pending_acks(topics)"),
     (Consumer._filter_committable_offsets, "offset = self._new_offset(tp)"),
+    (Consumer._should_commit, "committed is None or"),  # so that a first offset of 0 is committed
+    (AIOKafkaConsumer.committed, "if committed == -1:\n                committed = None"),
     (Consumer.on_stop, "await self.wait_empty()"),
     (App._stop_consumer, "await self._consumer_wait_empty(consumer, self.log)"),
     (App._on_partitions_revoked, "T(self.flow_control.clear)()"),

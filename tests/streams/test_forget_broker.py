@@ -4,8 +4,6 @@ import asyncio
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +12,12 @@ import pytest
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 
 from state.pseudonyms import Pseudonyms
-from streams.broker import EmbeddedBroker
 from streams.children import Child
 from streams.errors import BrokerError
 from streams.forget import Asked, forget
 from streams.topics import CHANGELOG, FORGET_USERS, FORGOTTEN_USERS
 from tests.streams.event_log import Record, event, event_log, partition_of
-from tests.streams.worker_cluster import Cluster, decoded, open_cluster, publish_model
+from tests.streams.worker_cluster import Cluster, decoded
 from tests.streams.worker_process import free_port, wait_for
 
 pytestmark = [pytest.mark.broker, pytest.mark.slow]
@@ -54,18 +51,6 @@ class Trainer:
     def kill(self) -> None:
         self._child.kill()
         self._child.wait(10)
-
-
-@pytest.fixture(params=["embedded", "kafka"])
-def small(request: pytest.FixtureRequest, tmp_path: Path, unique: Callable[[str], str]) -> Iterator[Cluster]:
-    """Empty topics, and a model of 50 items."""
-    publish_model(tmp_path / "registry", items=50, seed=1)
-    with ExitStack() as stack:
-        if request.param == "embedded":
-            bootstrap = stack.enter_context(EmbeddedBroker()).bootstrap
-        else:
-            bootstrap = request.getfixturevalue("kafka_broker")
-        yield stack.enter_context(open_cluster(bootstrap, tmp_path, unique("app"), tmp_path / "registry"))
 
 
 def anns(count: int) -> list[Record]:

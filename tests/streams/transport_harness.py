@@ -41,6 +41,9 @@ class RecordingConsumer(BatchConsumer):
         self.log_of_calls.append("seek")
         return {tp: self.committed.get(tp) for tp in self.assigned}
 
+    async def seek_wait(self, partitions: Mapping[TP, int]) -> None:
+        self.log_of_calls.append(("seek", dict(partitions)))
+
 
 class Harness:
     """An app reading two topics in batches, as after its first rebalance."""
