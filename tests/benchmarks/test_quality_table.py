@@ -19,7 +19,7 @@ def quiet(name: str, share: float, note: str) -> None:
 
 def test_cells_are_pooled_over_the_seeds_there_are(tmp_path) -> None:
     for seed in (0, 1):
-        fill(tmp_path, LOG, "leave-one-out", ["bpr"], seed, 1e-6, quiet)
+        fill(tmp_path, LOG, "leave-one-out", ["bpr"], seed, 1e-6, "cpu", quiet)
     one = pooled(tmp_path, "test", "leave-one-out", "bpr", [0])
     both = pooled(tmp_path, "test", "leave-one-out", "bpr", [0, 1, 2])
     assert one is not None and both is not None
@@ -32,7 +32,7 @@ def test_cells_are_pooled_over_the_seeds_there_are(tmp_path) -> None:
 
 
 def test_costs_are_measured_again_and_the_least_counts(tmp_path) -> None:
-    fill(tmp_path, LOG, "leave-one-out", ["bpr"], 0, 1e-6, quiet)
+    fill(tmp_path, LOG, "leave-one-out", ["bpr"], 0, 1e-6, "cpu", quiet)
     before = pooled(tmp_path, "test", "leave-one-out", "bpr", [0])
     measure_costs(tmp_path, LOG, ["bpr", "gru:dynamic"], quiet)
     path = tmp_path / "test" / "costs.json"
@@ -45,7 +45,7 @@ def test_costs_are_measured_again_and_the_least_counts(tmp_path) -> None:
 
 
 def test_smaller_copies_have_cells_of_their_own(tmp_path) -> None:
-    fill(tmp_path, LOG, "leave-one-out", with_copies(["gru"]), 0, 1e-6, quiet)
+    fill(tmp_path, LOG, "leave-one-out", with_copies(["gru"]), 0, 1e-6, "cpu", quiet)
     found = collect(tmp_path, [LOG], ["leave-one-out"], with_copies(["popularity", "gru"]), [0])
     models = found["tables"]["test"]["leave-one-out"]
     assert list(models) == ["gru", "gru:fp16", "gru:int8", "gru:pruned", "gru:dynamic"]
@@ -59,7 +59,7 @@ def test_smaller_copies_have_cells_of_their_own(tmp_path) -> None:
 def test_the_page_tells_seeds_goals_and_what_was_not_measured(tmp_path) -> None:
     pytest.importorskip("matplotlib")
     for names in (["markov"], ["bpr"], ["gru"]):
-        fill(tmp_path, LOG, "leave-one-out", names, 0, 1e-6, quiet)
+        fill(tmp_path, LOG, "leave-one-out", names, 0, 1e-6, "cpu", quiet)
     ranks = np.full(20, 3.0)
     figures = {side: accuracy(ranks, 14) for side in ("unmasked", "masked")}
     figures |= {"seconds": 9.0, "note": "2 epochs of 4 s, best 2; not converged"}

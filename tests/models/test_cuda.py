@@ -15,7 +15,7 @@ import polars as pl
 import pytest
 import torch
 
-from models.family.course import held_out_ndcg, held_out_sample
+from models.family.course import held_out_ndcg, held_out_sample, placed
 from models.family.interface import Tasks
 from models.family.registry import MODELS
 from models.finetune import fine_tune
@@ -136,6 +136,17 @@ def test_private_training(second: str) -> None:
     assert after.spent == trainer.spent
     losses_of(after, 1)
     assert after.spent[0][2] > trainer.spent[0][2]
+
+
+def test_an_optimiser_made_on_the_gpu_goes_on_with_a_module_that_was_away() -> None:
+    module = torch.nn.Linear(2, 2)
+    weight = module.weight
+    with placed(module, "cuda"):
+        assert module.weight is weight
+        assert weight.is_cuda
+        assert torch.zeros(1).is_cuda
+    assert module.weight is weight
+    assert not weight.is_cuda
 
 
 @pytest.mark.parametrize("name", NEURAL)
