@@ -12,9 +12,9 @@ from typing import Final, Literal
 
 from torch import Tensor
 
-from models.family.dynamic import LEVELS, Int8Cell
+from models.family.dynamic import LEVELS
 from models.family.interface import SequenceModel
-from models.family.recurrent import Gru, Lstm, Recurrent, Rnn
+from models.family.recurrent import Gru, Lstm, Recurrent, Rnn, TimeLstm
 from models.family.registry import rebuild
 from models.family.sessions import InSessions
 from state.errors import RecstreamError
@@ -22,7 +22,7 @@ from state.errors import RecstreamError
 Kind = Literal["fp16", "int8", "pruned", "dynamic"]
 KINDS: Final[tuple[Kind, ...]] = ("fp16", "int8", "pruned", "dynamic")
 PRUNED: Final = 0.5  # share of each matrix's smallest weights set to zero
-CELLS: Final = (Rnn.name, Lstm.name, Gru.name)  # a time-aware LSTM takes its weights apart in every step
+CELLS: Final = (Rnn.name, Lstm.name, Gru.name, TimeLstm.name)
 _INDEX_BYTES: Final = 1 / 8  # of a value of a pruned matrix: one bit says whether it is there
 
 
@@ -66,7 +66,9 @@ def compress(model: SequenceModel, kind: Kind) -> Compressed:
     copy = rebuild(model.name, model.settings())
     if kind == "dynamic":
         copy.restore(model.tensors())
-        _compute_in_bytes(copy.inner if isinstance(copy, InSessions) else copy)
+        recurrent = copy.inner if isinstance(copy, InSessions) else copy
+        assert isinstance(recurrent, Recurrent)
+        recurrent.compute_in_bytes()
         return Compressed(copy, bytes_of(copy), bytes_of(model))
     tensors, size = dict[str, Tensor](), 0
     for name, tensor in model.tensors().items():
@@ -96,12 +98,6 @@ def require_kind(model: str, kind: str) -> None:
     if kind == "dynamic" and model not in CELLS:
         what = f"{model} has no recurrent layer that could compute in 8 bits"
         raise RecstreamError(what, f"only {', '.join(CELLS)} have", f"Use {model}:int8, which stores it in 8 bits")
-
-
-def _compute_in_bytes(model: SequenceModel) -> None:
-    """Exchange the recurrent layer for one in 8 bits. The result cannot be restored: it is made anew from the whole."""
-    assert isinstance(model, Recurrent)
-    model.network.cell = Int8Cell(model.network.cell)  # type: ignore[assignment]
 
 
 def _half(tensor: Tensor) -> tuple[Tensor, int]:

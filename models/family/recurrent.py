@@ -5,7 +5,8 @@ A GRU or LSTM fitted here is the network the workers serve: the same parameters 
 Letters: B users, T steps, D embedding width, H hidden width, S state width, V item rows.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, ClassVar, Final
 
 import numpy as np
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 from models.family.augmentation import Variety
 from models.family.coding import Coding
 from models.family.course import BatchReport, Plan, epochs_for, placed, run_course
+from models.family.dynamic import Int8Cell
 from models.family.heads import Answers, TaskHeads, heads_of, plain_tasks
 from models.family.interface import EventBatch, Lesson
 from models.family.repeats import RepeatAware
@@ -68,15 +70,20 @@ class TimeLstmNetwork(Network):
         """As `Network.sequence`; the states are ``[h, c]``."""
         inputs = self.dropout(self.inputs(items, kinds, gaps_seconds))  # (B, T, D)
         hidden, memory = (self.initial_state(len(items)) if state is None else state).chunk(2, dim=1)  # (B, H) each
-        # In torch's order: input weight (4H, D), recurrent weight (4H, H), input bias, recurrent bias.
-        weight, recurrent, bias, recurrent_bias = self.cell.parameters()
-        gates = nn.functional.linear(inputs, weight, bias + recurrent_bias)  # (B, T, 4H)
+        onward: Callable[[Tensor], Tensor]
+        if isinstance(self.cell, Int8Cell):
+            gates, onward = self.cell.inputs(inputs), self.cell.recurrent
+        else:
+            # In torch's order: input weight (4H, D), recurrent weight (4H, H), input bias, recurrent bias.
+            weight, recurrent, bias, recurrent_bias = self.cell.parameters()
+            gates = nn.functional.linear(inputs, weight, bias + recurrent_bias)  # (B, T, 4H)
+            onward = partial(nn.functional.linear, weight=recurrent)
         hours = gaps_seconds.clamp(min=0).to(inputs.dtype) / _SECONDS_PER_UNIT
         fading = 1 - 1 / torch.log(torch.e + hours)  # (B, T) share of the short-term memory that is lost
         outputs = []
         for step in range(items.shape[1]):
             memory = memory - torch.tanh(self.decay(memory)) * fading[:, step, None]
-            i, f, g, o = (gates[:, step] + hidden @ recurrent.T).chunk(4, dim=1)  # torch's order of gates
+            i, f, g, o = (gates[:, step] + onward(hidden)).chunk(4, dim=1)  # torch's order of gates
             memory = torch.sigmoid(f) * memory + torch.sigmoid(i) * torch.tanh(g)
             hidden = torch.sigmoid(o) * torch.tanh(memory)
             outputs.append(hidden)
@@ -94,6 +101,8 @@ class Recurrent(RepeatAware):
         rate: Peak of the learning rate.
         coding: What is told of types and times, found by `fit`.
         tasks: What is foretold beside the next item, found by `fit`.
+        eight_bit: Whether the recurrent layer computes in 8 bits, as that of a smaller copy does
+            (`models.family.compression`); `fit` learns with floats.
     """
 
     network_class: ClassVar[type[Network]] = Network
@@ -109,6 +118,7 @@ class Recurrent(RepeatAware):
         rate: float = _RATE,
         coding: Mapping[str, Any] | None = None,
         tasks: Mapping[str, Any] | None = None,
+        eight_bit: bool = False,
     ) -> None:
         self.items, self.rate, self.coding = items, rate, Coding.read(coding)
         self._shape = {"hidden": hidden, "embedding": embedding, "dropout": dropout}
@@ -116,14 +126,22 @@ class Recurrent(RepeatAware):
             torch.manual_seed(0)
             self._build(heads_of(tasks, items, embedding))
         self.network.eval()
+        if eight_bit:
+            self.compute_in_bytes()
 
     def _build(self, heads: TaskHeads | None) -> None:
         cell: Cell = "lstm" if self.cell == "lstm" else "gru"
         self.network = self.network_class(
             NetworkConfig(self.items, cell, kinds=self.coding.rows, **self._shape)  # type: ignore[arg-type]
         )
+        self.eight_bit = False
         if heads is not None:
             self.network.add_module("task_heads", heads)
+
+    def compute_in_bytes(self) -> None:
+        """Exchange the recurrent layer for one in 8 bits."""
+        self.network.cell = Int8Cell(self.network.cell)  # type: ignore[assignment]
+        self.eight_bit = True
 
     @property
     def bare_size(self) -> int:
@@ -199,6 +217,7 @@ class Recurrent(RepeatAware):
             "rate": self.rate,
             "coding": self.coding.plain(),
             "tasks": plain_tasks(self.task_heads),
+            "eight_bit": self.eight_bit,
         }
 
     def tensors(self) -> dict[str, Tensor]:

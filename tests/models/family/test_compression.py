@@ -1,12 +1,12 @@
 import pytest
 import torch
 
-from models.family.compression import CELLS, KINDS, compress
+from models.family.compression import CELLS, KINDS, bytes_of, compress
 from models.family.dynamic import Int8Cell
-from models.family.registry import MODELS
+from models.family.registry import MODELS, load
 from models.family.sessions import InSessions
 from state.errors import RecstreamError
-from tests.models.family.walks import windows
+from tests.models.family.walks import lesson, walks, windows
 
 # Most of the original; small models are half biases and scales.
 SIZES = {"fp16": 0.6, "int8": 0.45, "pruned": 0.75, "dynamic": 0.8}  # the last leaves the item table as it is
@@ -45,7 +45,7 @@ def test_unknown_kinds_are_refused(model_of):
         compress(model_of("gru"), "zip")
 
 
-@pytest.mark.parametrize("name", ["transformer", "time-lstm", "popularity"])
+@pytest.mark.parametrize("name", ["transformer", "popularity"])
 def test_only_recurrent_layers_compute_in_8_bits(name, model_of):
     with pytest.raises(RecstreamError, match=f"{name} has no recurrent layer"):
         compress(model_of(name), "dynamic")
@@ -56,3 +56,23 @@ def test_sessions_keep_their_gap_when_their_layer_computes_in_8_bits(model_of):
     assert isinstance(small, InSessions)
     assert small.gap_seconds == 600.0
     assert isinstance(small.inner.network.cell, Int8Cell)
+
+
+@pytest.mark.parametrize("sessions", [False, True])
+@pytest.mark.parametrize("name", CELLS)
+def test_a_layer_in_8_bits_is_saved_and_loaded(name, sessions, model_of, tmp_path):
+    model = InSessions(model_of(name), 600.0) if sessions else model_of(name)
+    small, events = compress(model, "dynamic").model, windows()
+    small.save(tmp_path / "small")
+    model.save(tmp_path / "whole")
+    assert (tmp_path / "small").stat().st_size < (tmp_path / "whole").stat().st_size
+    loaded = load(tmp_path / "small")
+    assert torch.equal(loaded.sequence(events), small.sequence(events))
+    assert bytes_of(loaded) == bytes_of(small)
+
+
+def test_a_model_in_8_bits_learns_with_floats(model_of):
+    small = compress(model_of("gru"), "dynamic").model
+    small.fit(lesson(walks()))
+    assert not small.settings()["eight_bit"]
+    assert isinstance(small.network.cell, torch.nn.GRU)
