@@ -6,6 +6,7 @@ import pytest
 
 from state import snapshot
 from state.arena import Arena
+from state.capture import Capture
 from state.errors import StateError
 from state.items import ItemIndex
 from state.record import decode, encode
@@ -49,10 +50,11 @@ def test_loading_equals_restoring_the_changelog(tmp_path: Path, populate: Any, f
 def test_a_capture_does_not_change_with_the_arena(tmp_path: Path, populate: Any) -> None:
     arena, index = populate(20)
     expected = records(arena, index)
-    captured = snapshot.capture(arena, index)
+    captured = Capture(arena, index)
     slots = arena.slots(["u1", "u2", "newcomer"])
     arena.apply(slots, index.numbers(["new"] * 3), np.zeros(3, np.int64), np.ones(3, np.int64), np.ones(3, np.int64), 1)
-    snapshot.write(tmp_path / "s", captured, META)
+    captured.copy()
+    snapshot.publish(snapshot.prepare(tmp_path / "s", captured, META), tmp_path / "s")
     target, target_index = Arena(8, 3), ItemIndex()
     snapshot.read(tmp_path / "s").load(target, target_index)  # type: ignore[union-attr]
     assert records(target, target_index) == expected
