@@ -8,6 +8,7 @@ Users in the cold store follow the resident ones as blocks of sealed records. Re
 """
 
 import os
+import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import asdict, dataclass
@@ -24,6 +25,7 @@ from state.items import ItemIndex
 
 _MAGIC: Final = b"RECSNAP\x01"  # the last byte is the format version
 _PIECE: Final = 1 << 20  # bytes
+_UNFINISHED_SECONDS: Final = 60.0  # since the last byte
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +50,8 @@ def prepare(
 ) -> Path:
     """Write a complete capture into a file beside `path`, which `publish` puts in its place.
 
-    Two processes may do so at a time, where a partition moves between workers of one host.
+    Two processes may do so at a time, where a partition moves between workers of one host. What a kill left unfinished
+    is deleted with the next file of the partition; should its writer still be there, it fails, and tries again.
 
     Args:
         path: Where the snapshot is to lie.
@@ -66,6 +69,10 @@ def prepare(
     temporary = path.with_name(f".{path.name}.{writer}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        for other in path.parent.glob(f".{path.name}.*.tmp"):
+            with suppress(FileNotFoundError):
+                if time.time() - other.stat().st_mtime > _UNFINISHED_SECONDS:
+                    other.unlink()
         with temporary.open("wb") as file:
             _write_columns(ColumnWriter(_Stoppable(file, wanted), _MAGIC), captured, meta)
             file.flush()

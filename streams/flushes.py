@@ -42,19 +42,13 @@ class Flushes:
         metrics: where to count.
         changelog_id: which changelog local snapshots belong to.
         membership: whether the group still knows this worker.
-        index: number of this worker on its host.
     """
 
     def __init__(
-        self,
-        settings: Settings,
-        metrics: Metrics,
-        changelog_id: str,
-        membership: Callable[[], Membership],
-        index: int = 0,
+        self, settings: Settings, metrics: Metrics, changelog_id: str, membership: Callable[[], Membership]
     ) -> None:
         self._settings, self._metrics, self._membership = settings, metrics, membership
-        self.snapshots = Snapshots(settings, metrics, changelog_id, membership, index)
+        self.snapshots = Snapshots(settings, metrics, changelog_id, membership)
         self._output = Output(settings)  # a connection of its own: recommendations do not wait behind a flush
         self._under_way: asyncio.Task[None] | None = None
         self._tenure = 0  # counts how often everything was forgotten

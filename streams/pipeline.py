@@ -45,7 +45,7 @@ _T = TypeVar("_T")
 _MAX_WAITING: Final = 4  # fetches between the agents and the pipeline
 _HOP_EVENTS: Final = 1024  # computed at once, 15 ms: the loop sends their recommendations before it goes on
 _COPY_PAUSE_SECONDS: Final = 0.001  # between two pieces of a snapshot when no event comes
-_STOP_SECONDS: Final = 20.0  # for snapshots: half of what a worker has to stop, see `streams.worker`
+_STOP_SECONDS: Final = 20.0  # most for snapshots: half of what a worker has to stop, see `streams.worker`
 _INLINE_EVENTS: Final = 32  # computed on the event loop, under 1 ms: two thread switches can take longer
 
 log = logging.getLogger(__name__)
@@ -88,7 +88,7 @@ class Pipeline(Service):  # type: ignore[misc]
         self.progressed_at = time.monotonic()
         self._compute = Compute(recommender, metrics, settings.max_event_bytes, self.pseudonyms)
         self._output = Output(settings)
-        self._flushes = Flushes(settings, metrics, self._changelog_id, lambda: self.membership(), index)  # noqa: PLW0108 - set later
+        self._flushes = Flushes(settings, metrics, self._changelog_id, lambda: self.membership())  # noqa: PLW0108 - set later
         self._snapshots = self._flushes.snapshots
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="compute")
         self._waiting: asyncio.Queue[Any] = asyncio.Queue(_MAX_WAITING)
@@ -159,6 +159,8 @@ class Pipeline(Service):  # type: ignore[misc]
             with suppress(TimeoutError):
                 idle_seconds = _COPY_PAUSE_SECONDS if self._snapshots.copying else self._flushes.due_in_seconds
                 await asyncio.wait_for(self._arrived.wait(), idle_seconds)
+            if self.should_stop:
+                break  # stopping may have to wait for a disk
             async with self._turn:
                 await self._round()
                 self._output.check()

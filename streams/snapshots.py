@@ -13,6 +13,7 @@ the one before, and a restart reads more of the changelog. So snapshots may fail
 
 import asyncio
 import logging
+import os
 import time
 from collections.abc import Awaitable, Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -60,7 +61,6 @@ class Snapshots:
         metrics: where to count.
         changelog_id: which changelog the snapshots belong to.
         membership: whether the group still knows this worker.
-        index: number of this worker on its host: workers of one directory write to files of different names.
     """
 
     def __init__(
@@ -69,10 +69,9 @@ class Snapshots:
         metrics: Metrics,
         changelog_id: str,
         membership: Callable[[], Membership],
-        index: int = 0,
     ) -> None:
         self._settings, self._metrics, self._changelog_id = settings, metrics, changelog_id
-        self._membership, self._writer = membership, str(index)
+        self._membership, self._writer = membership, str(os.getpid())
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="snapshots")
         self._under_way: list[_Saving] = []
         self._changed = asyncio.Event()

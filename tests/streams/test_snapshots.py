@@ -1,6 +1,7 @@
 """Snapshots beside the flushes: what they hold, who waits for whom, and what comes of those that fail or are late."""
 
 import asyncio
+import os
 
 import pytest
 
@@ -133,7 +134,7 @@ async def test_no_file_takes_its_place_while_others_may_hold_the_partition(rig, 
         await one.snapshots.hold_back()
         assert one.snapshots.due([partition], True) == set()
     await one.copied()
-    await until(lambda: one.files() == [".users-00000.snapshot.0.tmp"])
+    await until(lambda: one.files() == [f".users-00000.snapshot.{os.getpid()}.tmp"])
     await asyncio.sleep(0.2)
     assert one.held() is None
     one.membership = "held"
