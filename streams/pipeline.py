@@ -279,7 +279,7 @@ class Pipeline(Service):  # type: ignore[misc]
                     break
             if self.membership() == "lost":
                 await self._forget_all()
-            elif snapshot:
+            elif snapshot and not self._snapshots.held_back:
                 await self._snapshot_all()
 
     async def _snapshot_all(self) -> None:

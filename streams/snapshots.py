@@ -54,7 +54,10 @@ class _Saving:
 
 
 class Snapshots:
-    """Chooses what a flush captures, and brings it to disk. Everything but `copy_some` belongs to the event loop.
+    """Chooses what a flush captures, and brings it to disk.
+
+    Attributes:
+        held_back: partitions are being handed over.
 
     Args:
         settings: all settings.
@@ -77,7 +80,7 @@ class Snapshots:
         self._changed = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
         self._gate = asyncio.Lock()  # held while a file takes its place
-        self._held_back = False
+        self.held_back = False
         self._purging: int | None = None
 
     # -- with a flush
@@ -87,7 +90,7 @@ class Snapshots:
 
         A partition is due after an interval, and when users wait to leave its snapshot; the longest wait comes first.
         """
-        if self._under_way or self._held_back:
+        if self._under_way or self.held_back:
             return set()
         now, interval = time.monotonic(), self._settings.snapshot_interval_seconds
         waiting = [
@@ -105,7 +108,8 @@ class Snapshots:
         return chosen
 
     def begin(self, flushed: Iterable[Flushed]) -> None:
-        """Captures were made; their flush is not acknowledged yet."""
+        """Captures were made; their flush is not acknowledged yet, and whatever was not when it began never will be."""
+        self._drop([one for one in self._under_way if one.meta is None])
         self._under_way += [_Saving(part) for part in flushed if part.snapshot is not None or part.erased]
         if self._under_way and self._task is None:
             self._task = asyncio.create_task(self._save_all())
@@ -143,13 +147,13 @@ class Snapshots:
 
         Whoever has a partition next may have erased users when a file of this worker, which holds them, is complete.
         """
-        self._held_back = True
+        self.held_back = True
         async with self._gate:  # a file that takes its place at this moment does so before
             pass
 
     def go_on(self) -> None:
         """The partitions of this worker are known again, see `forget` for those that left."""
-        self._held_back = False
+        self.held_back = False
 
     def forget(self, numbers: Iterable[int] | None = None) -> None:
         """Partitions (None: all) are others' now: nothing of them is published any more."""
@@ -254,7 +258,7 @@ class Snapshots:
         """Do something to a partition's file while the partition is this worker's; False when it is not any more."""
         while one.wanted:
             async with self._gate:
-                if one.wanted and not self._held_back and self._membership() == "held":
+                if one.wanted and not self.held_back and self._membership() == "held":
                     await self._run(work, *args)
                     return True
             await asyncio.sleep(_POLL_SECONDS)

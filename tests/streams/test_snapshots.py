@@ -6,7 +6,8 @@ import os
 import pytest
 
 import streams.snapshots
-from tests.streams.snapshot_rig import until
+from streams.partition import flush_partition
+from tests.streams.snapshot_rig import NOW, until
 
 
 async def test_a_snapshot_holds_what_its_own_flush_wrote_however_late_it_is(rig):
@@ -66,6 +67,20 @@ async def test_nothing_is_written_before_the_changelog_has_it(rig):
     await one.flushes.settled()
     await one.done()
     assert one.held() == (1, {"ann": 1})
+
+
+async def test_a_flush_that_ended_without_being_acknowledged_has_no_snapshot(rig):
+    one = rig()
+    partition = one.partition()
+    one.event(partition, "ann")
+    one.snapshots.begin([flush_partition(partition, NOW, None, True)])
+    await one.copied()
+    one.event(partition, "bob")
+    one.flush(partition)
+    await one.flushes.settled()
+    await one.done()
+    assert one.held() == (1, {"ann": 1, "bob": 1})
+    assert (one.count("dropped"), one.count("written")) == (1, 1)
 
 
 @pytest.mark.parametrize("abandoned", [False, True], ids=["still held", "lost"])

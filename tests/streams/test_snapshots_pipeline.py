@@ -88,3 +88,14 @@ async def test_a_stop_writes_all_snapshots_and_waits_for_a_disk_that_stands_stil
     async with asyncio.timeout(1.9):
         await pipeline.drain(snapshot=True)
     assert "did not take all snapshots" in caplog.text
+
+
+async def test_a_stop_in_the_middle_of_a_rebalance_waits_for_no_snapshot(pipeline, record_batch):
+    event = await send(pipeline, record_batch, 1)
+    await pipeline._flush(snapshot=True)
+    await pipeline.drain()
+    async with asyncio.timeout(0.9):
+        await pipeline.drain(snapshot=True)
+        assert await pipeline._snapshots.stop()
+    assert event.acked
+    assert not list(pipeline.settings.state_dir.rglob("*users-*"))
