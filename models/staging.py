@@ -179,6 +179,7 @@ class Staged:
             arena.resize_state(self.model.state_size)
         made = shadow.done[slots]
         ready = slots[made]
+        arena.changing(ready)
         arena.hidden[ready], arena.model[ready] = shadow.hidden[ready], self.model.fingerprint
         shadow.done[ready] = False
         left: NDArray[np.int32] = slots[~made]

@@ -3,7 +3,7 @@
 Letters: C capacity, S state size, K recommendations kept, E or B events or users of a batch.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import repeat
 from typing import Any, Final
 
@@ -62,6 +62,7 @@ class Arena:
         dirty: (C,) changed since the caller last cleared it.
         users: user of each slot ever given, None where the slot is free.
         owners: changes whenever a slot changes hands or is given another state: `free`, `clear`, `load_rows`.
+        watcher: told the slots whose rows are about to change, None for all of them (`state.capture`).
 
     >>> index, arena = ItemIndex(), Arena(state_size=4, top_k=2)
     >>> slots = arena.slots(["ann", "bob"])
@@ -74,6 +75,7 @@ class Arena:
         self.state_size, self.top_k, self.capacity = state_size, top_k, max(capacity, 1)
         self._slot_of = _SlotOf()
         self.owners = 0
+        self.watcher: Callable[[Slots | None], None] | None = None
         c = self.capacity
         self.hidden: NDArray[np.float16] = np.zeros((c, state_size), np.float16)
         self.model: NDArray[np.uint32] = np.zeros(c, np.uint32)
@@ -106,11 +108,17 @@ class Arena:
         return sum(getattr(self, name).nbytes for name in _FILL)
 
     def slots(self, users: Sequence[str]) -> Slots:
-        """Slots (E,) of `users`, giving new users one each; a user may occur several times."""
+        """Slots (E,) of `users`, giving new users one each, to change their rows; a user may occur several times."""
         slots = np.fromiter(map(self._slot_of.__getitem__, users), np.int32, len(users))
         if len(self._slot_of.users) > self.capacity:
             self._grow(len(self._slot_of.users))
+        self.changing(slots)
         return slots
+
+    def changing(self, slots: Slots | None) -> None:
+        """To be called before the rows of `slots` change, None for all; slots just asked for have been told."""
+        if self.watcher is not None:
+            self.watcher(slots)
 
     def add(self, users: Sequence[str]) -> Slots:
         """Slots (N,) of distinct users; as `slots`, five times as fast when the arena is empty."""
@@ -139,6 +147,7 @@ class Arena:
     def free(self, slots: Slots) -> None:
         """Forget the users of `slots`; the slots will be given to others. Slots that are free already stay free."""
         users = self._slot_of.users
+        self.changing(slots)
         self.owners += len(slots) > 0
         for slot in slots.tolist():
             user = users[slot]
@@ -151,6 +160,7 @@ class Arena:
 
     def clear(self) -> None:
         """Forget every user."""
+        self.changing(None)
         self._slot_of = _SlotOf()
         self.owners += 1
         for name, fill in _FILL.items():
@@ -246,7 +256,7 @@ class Arena:
         """
         slots = self.add(users)
         self.owners += len(slots) > 0
-        at: Slots | slice = _as_slice(slots)
+        at: Slots | slice = as_slice(slots)
         for name in COPIED_FIELDS:
             getattr(self, name)[at] = rows[name]
         self.items[at] = index.numbers_of(rows["items"])
@@ -256,6 +266,7 @@ class Arena:
 
     def resize_state(self, state_size: int) -> None:
         """Give hidden vectors another width: all zeroed, of no model, to be rebuilt from the recent items."""
+        self.changing(None)
         self.state_size = state_size
         self.hidden = np.zeros((self.capacity, state_size), np.float16)
         self.model[:] = 0
@@ -274,7 +285,7 @@ class Arena:
         self.capacity = capacity
 
 
-def _as_slice(slots: Slots) -> Slots | slice:
+def as_slice(slots: Slots) -> Slots | slice:
     """A slice where the slots are consecutive: copying into one is several times faster than scattering."""
     n = len(slots)
     if n and int(slots[-1]) - int(slots[0]) == n - 1 and bool((np.diff(slots) == 1).all()):

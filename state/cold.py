@@ -6,7 +6,7 @@ partitions, a Bloom filter so that asking for a user it never saw costs about 1 
 database per worker process, a column family per partition, so that giving a partition up is one cheap call.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -156,22 +156,28 @@ class ColdPartition:
         """Remove distinct users; returns those it held."""
         return [user for user, record in zip(users, self.take_many(users), strict=True) if record is not None]
 
-    def purge(self, users: Sequence[str]) -> None:
+    def purge(self, users: Sequence[str], wanted: Callable[[], bool] = lambda: True) -> bool:
         """Remove what the files still hold of users that were removed: about 30 ms each; another thread may do it.
 
         RocksDB only marks a removal; the bytes go when their files are rewritten. The names of users at the edge of a
         file stand in the manifest too: the two small changes behind the compactions begin new ones and delete the old.
+
+        Returns:
+            Whether that was done to the end: it stops before the next user when `wanted` says no.
         """
         whole = CompactOptions()
         whole.set_bottommost_level_compaction(BottommostLevelCompaction.force())
         self._family.flush()
         for key in sorted({_key(user) for user in users}):
+            if not wanted():
+                return False
             self._family.compact_range(key, key, whole)
         for _ in range(2):
             batch = WriteBatch(raw_mode=True)
             batch.delete(b"", self._handle)
             self._database.write(batch, self._unlogged)
             self._family.flush()
+        return True
 
     def expire(self, before_ms: int, after: str | None = None, limit: int = 50_000) -> tuple[list[str], str | None]:
         """Look at up to `limit` users for ones last touched before `before_ms` and remove them.

@@ -8,24 +8,24 @@ Users in the cold store follow the resident ones as blocks of sealed records. Re
 """
 
 import os
-from collections.abc import Iterable, Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Final
 
 import numpy as np
-from numpy.typing import NDArray
 
 from state.arena import COPIED_FIELDS, Arena
+from state.capture import Capture, ColdBlocks
 from state.columns import ColumnReader, ColumnWriter
 from state.errors import StateError
 from state.items import ItemIndex
 
 _MAGIC: Final = b"RECSNAP\x01"  # the last byte is the format version
-
-ColdBlocks = Iterable[tuple[list[str], list[bytes]]]
-"""Blocks of cold users and their sealed records."""
+_PIECE: Final = 1 << 20  # bytes
+_UNFINISHED_SECONDS: Final = 60.0  # since the last byte
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,73 +45,90 @@ class SnapshotMeta:
     source: str
 
 
-@dataclass(frozen=True, slots=True)
-class Capture:
-    """A consistent copy of a partition's users, taken between two batches and written later by any thread.
+def prepare(
+    path: Path, captured: Capture, meta: SnapshotMeta, writer: str = "", wanted: Callable[[], bool] = lambda: True
+) -> Path:
+    """Write a complete capture into a file beside `path`, which `publish` puts in its place.
 
-    Attributes:
-        state_size: Width S of the hidden vectors.
-        users: N names.
-        columns: The arena's arrays, (N, ...) each.
-        item_ids: Id of every item number, None where only the hash is known: (I,).
-        item_hashes: (I,).
-        cold: Blocks of users of the cold store, as of the same moment; read once, when the capture is written.
-    """
+    Two processes may do so at a time, where a partition moves between workers of one host. What a kill left unfinished
+    is deleted with the next file of the partition; should its writer still be there, it fails, and tries again.
 
-    state_size: int
-    users: list[str]
-    columns: dict[str, NDArray[Any]]
-    item_ids: list[str | None]
-    item_hashes: NDArray[np.uint64]
-    cold: ColdBlocks = ()
-
-
-def capture(arena: Arena, index: ItemIndex, cold: ColdBlocks = ()) -> Capture:
-    """Copy a partition's users: memory copies only, about 0.1-0.3 us a user.
-
-    Take it at the moment a flush's changelog records are built and write it once they are acknowledged: then the file
-    never holds state that is newer than the changelog.
-    """
-    names = arena.users
-    at = slice(0, len(names)) if len(arena) == len(names) else np.flatnonzero(arena.occupied())
-    columns = {name: getattr(arena, name)[at].copy() for name in (*COPIED_FIELDS, "items")}
-    users = [user for user in names if user is not None]
-    return Capture(arena.state_size, users, columns, index.ids.copy(), index.hashes.copy(), cold)
-
-
-def write(path: Path, captured: Capture, meta: SnapshotMeta) -> int:
-    """Write a capture to `path`, replacing what was there only when the new file is complete and on disk.
+    Args:
+        path: Where the snapshot is to lie.
+        captured: The users.
+        meta: What they reflect.
+        writer: Names this process among those that write here.
+        wanted: Asked for every MiB; when it says no, the file is given up.
 
     Returns:
-        The file's size in bytes.
+        The file, complete and on disk.
 
     Raises:
-        StateError: The file cannot be written; what was there before is untouched.
+        StateError: It cannot be written, or is not wanted any more; as after any error, nothing is left of it.
     """
-    temporary = path.with_name(f".{path.name}.tmp")
+    temporary = path.with_name(f".{path.name}.{writer}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        for other in path.parent.glob(f".{path.name}.*.tmp"):
+            with suppress(FileNotFoundError):
+                if time.time() - other.stat().st_mtime > _UNFINISHED_SECONDS:
+                    other.unlink()
         with temporary.open("wb") as file:
-            size = _write_columns(ColumnWriter(file, _MAGIC), captured, meta)
+            _write_columns(ColumnWriter(_Stoppable(file, wanted), _MAGIC), captured, meta)
             file.flush()
             os.fsync(file.fileno())
+    except Exception as exc:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        if isinstance(exc, OSError | _UnwantedError):
+            raise _unwritable(path, exc) from exc
+        raise
+    return temporary
+
+
+def publish(temporary: Path, path: Path) -> None:
+    """Replace what was at `path` by a prepared file.
+
+    Raises:
+        StateError: That is not possible; what was there before is untouched.
+    """
+    try:
         temporary.replace(path)
+    except OSError as exc:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise _unwritable(path, exc) from exc
+
+
+def settle(path: Path) -> None:
+    """Bring to disk which files `path` lies among: afterwards what was replaced or deleted there is gone for good.
+
+    Raises:
+        StateError: That is not possible.
+    """
+    try:
         folder = os.open(path.parent, os.O_RDONLY)
         try:
             os.fsync(folder)
         finally:
             os.close(folder)
+    except FileNotFoundError:  # no folder, no file
+        return
     except OSError as exc:
-        with suppress(OSError):
-            temporary.unlink(missing_ok=True)
-        what = f"cannot write the snapshot {path}"
-        raise StateError(what, str(exc), "check the free space and the permissions of RECSTREAM_STATE_DIR") from exc
-    return size
+        raise _unwritable(path, exc) from exc
 
 
 def save(path: Path, arena: Arena, index: ItemIndex, meta: SnapshotMeta, cold: ColdBlocks = ()) -> int:
-    """Capture and write at once."""
-    return write(path, capture(arena, index, cold), meta)
+    """Capture, write and publish at once; returns the file's size in bytes.
+
+    Raises:
+        StateError: The file cannot be written; what was there before is untouched.
+    """
+    captured = Capture(arena, index, cold)
+    captured.copy()
+    publish(prepare(path, captured, meta), path)
+    settle(path)
+    return path.stat().st_size
 
 
 def read(path: Path) -> "Snapshot | None":
@@ -217,16 +234,20 @@ class Snapshot:
 
 
 def _write_columns(writer: ColumnWriter, captured: Capture, meta: SnapshotMeta) -> int:
+    ids, n = captured.index.ids, captured.items
     footer = {
         "meta": asdict(meta),
         "state_size": captured.state_size,
         "items": {
-            "ids": writer.names([item_id or "" for item_id in captured.item_ids]),
-            "known": writer.array(np.array([item_id is not None for item_id in captured.item_ids], np.bool_)),
-            "hashes": writer.array(captured.item_hashes),
+            "ids": writer.names([ids[number] or "" for number in range(n)]),
+            "known": writer.array(np.fromiter((ids[number] is not None for number in range(n)), np.bool_, n)),
+            "hashes": writer.array(captured.index.hashes[:n]),
         },
         "users": writer.names(captured.users),
-        "columns": {name: writer.array(array) for name, array in captured.columns.items()},
+        "columns": {
+            name: writer.arrays([piece[name] for piece in captured.pieces], [len(captured.users), *array.shape[1:]])
+            for name, array in captured.pieces[0].items()
+        },
         "cold": [
             {
                 "users": writer.names(users),
@@ -237,6 +258,30 @@ def _write_columns(writer: ColumnWriter, captured: Capture, meta: SnapshotMeta) 
         ],
     }
     return writer.finish(footer)
+
+
+class _UnwantedError(Exception):
+    """Nobody wants the file any more."""
+
+
+class _Stoppable:
+    """A file that stops being written when nobody wants it any more."""
+
+    def __init__(self, file: BinaryIO, wanted: Callable[[], bool]) -> None:
+        self._file, self._wanted = file, wanted
+
+    def write(self, data: bytes | memoryview) -> None:
+        """Write it, piece by piece."""
+        for start in range(0, len(data), _PIECE):
+            if not self._wanted():
+                message = "it is not wanted any more"
+                raise _UnwantedError(message)
+            self._file.write(data[start : start + _PIECE])
+
+
+def _unwritable(path: Path, exc: Exception) -> StateError:
+    what = f"cannot write the snapshot {path}"
+    return StateError(what, str(exc), "check the free space and the permissions of RECSTREAM_STATE_DIR")
 
 
 def _unreadable(path: Path, exc: OSError) -> StateError:

@@ -1,17 +1,18 @@
 """One partition's users, resident and cold, behind the one call the pipeline makes: users -> slots."""
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from state.arena import Arena, Slots
+from state.capture import Capture
 from state.cold import ColdPartition
 from state.errors import StateError
 from state.items import ItemIndex
 from state.record import decode, encode
-from state.snapshot import Capture, Snapshot, capture
+from state.snapshot import Snapshot
 
 _SLACK: Final = 0.05  # share of the limit freed beyond it, so that eviction runs for thousands of users at a time
 
@@ -75,6 +76,8 @@ class UserStore:
         if missing.size:
             self._warm(list(dict.fromkeys(users[i] for i in missing.tolist())))
             slots = self.arena.slots(users)
+        else:
+            self.arena.changing(slots)
         self._touch(slots)
         return slots
 
@@ -119,27 +122,34 @@ class UserStore:
         rows, _ = decode(list(found.values()), self.arena.state_size)  # a corrupt record counts no events
         return known | dict(zip(found, rows["count"].tolist(), strict=True))
 
-    def purge(self, users: Sequence[str]) -> None:
-        """Remove what the cold store's files still hold of users that were forgotten; another thread may do it."""
-        if self._cold is not None and users:
-            self._cold.purge(users)
+    def purge(self, users: Sequence[str], wanted: Callable[[], bool] = lambda: True) -> bool:
+        """Remove what the cold store's files still hold of users that were forgotten; another thread may do it.
+
+        Returns:
+            Whether that was done to the end: it stops soon after `wanted` says no.
+        """
+        return self._cold is None or not users or self._cold.purge(users, wanted)
 
     def expire(self, before_ms: int) -> Iterator[list[str]]:
         """Erase users last touched before `before_ms` (Kafka time): resident ones, then cold ones, piece by piece.
 
         A generator of the users erased, so that a caller can let events through between pieces (at most 0.1 s each).
+        Between two pieces the store may change; who is touched meanwhile stays.
         """
-        yield self.arena.expire(before_ms)
+        gone = self.arena.expire(before_ms)
         cursor: str | None = None
         while self._cold is not None:
-            users, cursor = self._cold.expire(before_ms, cursor)
-            yield users
+            cold, cursor = self._cold.expire(before_ms, cursor)
+            gone += cold
             if cursor is None:
-                return
+                break
+            yield gone
+            gone = []
+        yield gone
 
     def capture(self) -> Capture:
-        """Copy all users for `snapshot.write`; the cold ones are read when it is written, as of now."""
-        return capture(self.arena, self.index, () if self._cold is None else self._cold.blocks())
+        """All users as of now, to be copied beside the stream; the cold ones are read when that is written."""
+        return Capture(self.arena, self.index, () if self._cold is None else self._cold.blocks())
 
     def restore(self, snapshot: Snapshot) -> int:
         """Load a snapshot into an empty store; returns its users.

@@ -1,8 +1,8 @@
 """Flushes: what the rounds have done becomes durable, then is acknowledged.
 
-    outputs acknowledged -> changelog of every changed user acknowledged -> source events acknowledged -> snapshots
+    outputs acknowledged -> changelog of every changed user acknowledged -> source events acknowledged
 
-Why in this order: see `streams.pipeline`.
+Why in this order: see `streams.pipeline`. Snapshots follow, and no flush waits for them (`streams.snapshots`).
 """
 
 import asyncio
@@ -12,13 +12,13 @@ import time
 from collections.abc import Callable
 from typing import Any, Final
 
-from state.errors import RecstreamError, StateError
-from state.snapshot import SnapshotMeta, write
+from state.errors import StateError
 from streams.consumer import Membership
 from streams.metrics import Metrics
 from streams.output import Output
-from streams.partition import Flushed, Partition, snapshot_path
+from streams.partition import Flushed, Partition
 from streams.settings import Settings
+from streams.snapshots import Snapshots
 from streams.steady_clock import SteadyClock
 from streams.topics import CHANGELOG
 
@@ -37,6 +37,7 @@ class Flushes:
 
     Attributes:
         processed: events whose effects wait for a flush.
+        snapshots: local snapshots of what was flushed.
 
     Args:
         settings: all settings.
@@ -48,13 +49,13 @@ class Flushes:
     def __init__(
         self, settings: Settings, metrics: Metrics, changelog_id: str, membership: Callable[[], Membership]
     ) -> None:
-        self._settings, self._metrics = settings, metrics
-        self._changelog_id, self._membership = changelog_id, membership
+        self._settings, self._metrics, self._membership = settings, metrics, membership
+        self.snapshots = Snapshots(settings, metrics, changelog_id, membership)
         self._output = Output(settings)  # a connection of its own: recommendations do not wait behind a flush
         self._under_way: asyncio.Task[None] | None = None
         self._tenure = 0  # counts how often everything was forgotten
         self._written_again = 0
-        self._flushed_at = self._expired_at = self._snapshot_at = time.monotonic()
+        self._flushed_at = self._expired_at = time.monotonic()
         self._clock = SteadyClock(min(_CLOCK_JUMP_SECONDS, settings.user_ttl_days * 86_400 / 10))
         self.processed: list[Any] = []
 
@@ -71,23 +72,19 @@ class Flushes:
         """Until the next flush; 0 when it is due."""
         return max(0.0, self._flushed_at + self._settings.commit_interval_seconds - time.monotonic())
 
-    def plan(self, snapshot: bool) -> tuple[float, bool, int | None]:
-        """Begin a flush, with snapshots when asked for or due.
+    def plan(self) -> tuple[float, int | None]:
+        """Begin a flush.
 
         Returns:
-            When it began (monotonic), whether with snapshots, and since when users must have been touched (epoch ms)
-            not to expire now; None expires nobody.
+            When it began (monotonic), and since when users must have been touched (epoch ms) not to expire now; None
+            expires nobody.
         """
         self._flushed_at = now = time.monotonic()
-        interval = self._settings.snapshot_interval_seconds
-        snapshot = snapshot or bool(interval and now >= self._snapshot_at + interval)
         ttl_days, expire_before = self._settings.user_ttl_days, None
         if ttl_days and now >= self._expired_at + min(_EXPIRE_EVERY_SECONDS, ttl_days * 86_400 / 4):
             self._expired_at = now
             expire_before = int(self._clock.seconds() * 1000 - ttl_days * 86_400_000)
-        if snapshot:
-            self._snapshot_at = now
-        return now, snapshot, expire_before
+        return now, expire_before
 
     def take_events(self) -> list[Any]:
         """The events whose effects the captures that follow hold."""
@@ -98,7 +95,8 @@ class Flushes:
         self, outputs: list["asyncio.Future[Any]"], flushed: list[Flushed], events: list[Any], started: float
     ) -> None:
         """Make captures durable in the background, once outputs are, and acknowledge events."""
-        if events or any(part.batches or part.snapshot for part in flushed):
+        self.snapshots.begin(flushed)
+        if events or any(part.batches or part.snapshot or part.erased for part in flushed):
             self._under_way = asyncio.create_task(self._finish(outputs, flushed, events, started, self._tenure))
 
     async def settled(self) -> None:
@@ -115,10 +113,11 @@ class Flushes:
         """Acknowledge nothing of what was processed, nor write state for it: others hold the partitions."""
         self._tenure += 1
         self.processed = []
+        self.snapshots.forget()
 
     def rest(self) -> None:
-        """The next flush and the next snapshots are a whole interval away."""
-        self._flushed_at = self._snapshot_at = time.monotonic()
+        """The next flush is a whole interval away."""
+        self._flushed_at = time.monotonic()
 
     async def _finish(
         self,
@@ -130,6 +129,7 @@ class Flushes:
     ) -> None:
         await asyncio.gather(*outputs)
         if not await self._still_ours(tenure):
+            self.snapshots.give_up(flushed)
             return  # the next owner has these events; a record written now would hide its newer one
         sent = [
             (part.partition, self._output.send(CHANGELOG, part.partition.number, encoded), encoded.record_count())
@@ -138,6 +138,7 @@ class Flushes:
         ]
         await asyncio.gather(*(future for _, future, _ in sent))
         if not await self._still_ours(tenure):
+            self.snapshots.give_up(flushed)
             return  # they may have landed behind the next owner's, which a snapshot as new as them would lack
         overwritten = [part for part, future, count in sent if _advance(part, future.result().offset, count)]
         if overwritten:
@@ -150,12 +151,11 @@ class Flushes:
         self._metrics.changelog_records.inc(sum(part.records for part in flushed))
         self._metrics.expired.inc(sum(part.expired for part in flushed))
         self._metrics.flush_seconds.set(time.monotonic() - started)
-        numbers = {part.number for part in overwritten}
+        foreign = {partition.number for partition in overwritten}
+        self.snapshots.give_up(part for part in flushed if part.partition.number in foreign)
         for part in flushed:
-            if part.snapshot is not None:
-                # One that would pass over another worker's records waits until the state is written behind them.
-                written = part.partition.number not in numbers and await self._write_snapshot(part)
-                await self._erased(part, written)
+            if part.partition.number not in foreign:
+                self.snapshots.acknowledged(part)
 
     def _write_again(self, partitions: list[Partition]) -> None:
         """Let the next flush write every user of partitions whose changelog another worker wrote to.
@@ -186,41 +186,6 @@ class Flushes:
                 return membership == "held"
             await asyncio.sleep(_MEMBERSHIP_POLL_SECONDS)
         return False
-
-    async def _erased(self, flushed: Flushed, written: bool) -> None:
-        """Whoever is neither in the new snapshot nor in the cold store's files has left the disk."""
-        if not flushed.erased:
-            return
-        names = [one.request.name for one in flushed.erased]
-        loop = asyncio.get_running_loop()
-        if not written:  # a snapshot less only slows the next start
-            path = snapshot_path(self._settings.state_dir, self._settings.app_id, flushed.partition.number)
-            try:
-                await loop.run_in_executor(None, path.unlink, True)
-            except OSError as error:
-                log.error("%s still holds users to be forgotten: %s. Trying again", path, error)
-                for one in flushed.erased:
-                    one.captured = False
-                return
-            flushed.partition.snapshot_next = -1
-        await loop.run_in_executor(None, flushed.partition.store.purge, names)
-        for one in flushed.erased:
-            one.durable = True
-
-    async def _write_snapshot(self, flushed: Flushed) -> bool:
-        """Returns whether the snapshot on disk is as new as the changelog."""
-        partition = flushed.partition
-        if flushed.snapshot is None or partition.changelog_next == partition.snapshot_next:
-            return True
-        path = snapshot_path(self._settings.state_dir, self._settings.app_id, partition.number)
-        meta = SnapshotMeta(partition.number, partition.changelog_next, int(time.time() * 1000), self._changelog_id)
-        try:
-            await asyncio.get_running_loop().run_in_executor(None, write, path, flushed.snapshot, meta)
-        except RecstreamError as error:  # the changelog has everything: a missing snapshot only slows the next start
-            log.warning("%s", error)
-            return False
-        partition.snapshot_next = meta.changelog_offset
-        return True
 
 
 def _advance(partition: Partition, offset: int, count: int) -> bool:

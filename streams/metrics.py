@@ -140,6 +140,8 @@ class Metrics:
         self.forget_pending = Gauge("recstream_forget_pending", "Requests read and not answered yet", registry=r)
         self.flushes = Counter("recstream_flushes", "State flushes acknowledged", registry=r)
         self.flush_seconds = Gauge("recstream_flush_seconds", "Duration of the last flush, acknowledged", registry=r)
+        self.snapshots = Counter("recstream_snapshots", "Local snapshots by what came of them", ["result"], registry=r)
+        self.snapshot_seconds = Gauge("recstream_snapshot_seconds", "Time to write the last snapshot", registry=r)
         self.changelog_records = Counter("recstream_changelog_records", "State records written", registry=r)
         self.restore_seconds = Gauge(
             "recstream_restore_seconds", "Duration of the last restore", ["source"], registry=r

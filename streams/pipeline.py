@@ -44,6 +44,8 @@ from streams.transport import take
 _T = TypeVar("_T")
 _MAX_WAITING: Final = 4  # fetches between the agents and the pipeline
 _HOP_EVENTS: Final = 1024  # computed at once, 15 ms: the loop sends their recommendations before it goes on
+_COPY_PAUSE_SECONDS: Final = 0.001  # between two pieces of a snapshot when no event comes
+_STOP_SECONDS: Final = 20.0  # most for snapshots: half of what a worker has to stop, see `streams.worker`
 _INLINE_EVENTS: Final = 32  # computed on the event loop, under 1 ms: two thread switches can take longer
 
 log = logging.getLogger(__name__)
@@ -87,6 +89,7 @@ class Pipeline(Service):  # type: ignore[misc]
         self._compute = Compute(recommender, metrics, settings.max_event_bytes, self.pseudonyms)
         self._output = Output(settings)
         self._flushes = Flushes(settings, metrics, self._changelog_id, lambda: self.membership())  # noqa: PLW0108 - set later
+        self._snapshots = self._flushes.snapshots
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="compute")
         self._waiting: asyncio.Queue[Any] = asyncio.Queue(_MAX_WAITING)
         self._arrived = asyncio.Event()
@@ -111,7 +114,7 @@ class Pipeline(Service):  # type: ignore[misc]
         await self._output.stop()
         await self._flushes.stop()
         self._thread.shutdown()
-        if self._cold is not None:
+        if await self._snapshots.stop() and self._cold is not None:
             self._cold.close()
 
     @property
@@ -154,12 +157,17 @@ class Pipeline(Service):  # type: ignore[misc]
     async def _run(self) -> None:
         while not self.should_stop:
             with suppress(TimeoutError):
-                await asyncio.wait_for(self._arrived.wait(), self._flushes.due_in_seconds)
+                idle_seconds = _COPY_PAUSE_SECONDS if self._snapshots.copying else self._flushes.due_in_seconds
+                await asyncio.wait_for(self._arrived.wait(), idle_seconds)
+            if self.should_stop:
+                break  # stopping may have to wait for a disk
             async with self._turn:
                 await self._round()
                 self._output.check()
                 if not self._flushes.due_in_seconds or self._many_changed():
                     await self._flush()
+                if self._snapshots.copying:
+                    await self._snapshots.copy_some(self.in_thread)
 
     async def _round(self) -> None:
         """Process everything that waits: a hop to the compute thread for about a thousand events, none for a few."""
@@ -236,14 +244,14 @@ class Pipeline(Service):  # type: ignore[misc]
             raise self._failure
         await self._flushes.settled()
         self._applied = 0
-        started, snapshot, expire_before = self._flushes.plan(snapshot)
+        started, expire_before = self._flushes.plan()
         events = self._flushes.take_events()
+        captured = self._snapshots.due(self.partitions.values(), snapshot)
         flushed = []
         await self.in_thread(self._compute.publish)
-        for partition in list(self.partitions.values()):
-            flushed.append(
-                await self.in_thread(flush_partition, partition, int(time.time() * 1000), expire_before, snapshot)
-            )
+        for number, partition in list(self.partitions.items()):
+            now_ms = int(time.time() * 1000)
+            flushed.append(await self.in_thread(flush_partition, partition, now_ms, expire_before, number in captured))
             # Let events through between two captures. They are acknowledged by the next flush; a later capture may hold
             # their state already, so their outputs are among those awaited below.
             await self._round()
@@ -251,20 +259,42 @@ class Pipeline(Service):  # type: ignore[misc]
         self._count_state()
 
     async def drain(self, snapshot: bool = False) -> None:
-        """Process everything taken, make it durable and acknowledge it; partitions may leave afterwards."""
+        """Process everything taken, make it durable and acknowledge it; partitions may leave afterwards.
+
+        Args:
+            snapshot: write snapshots of all of them too, where the disk takes that in half of the time there is.
+        """
         self.ready = False
         self.metrics.ready.set(0)
         async with self._turn:
+            if not snapshot:
+                await self._snapshots.hold_back()
             while not self._waiting.empty():
                 await self._round()
                 await asyncio.sleep(0)  # an agent may have waited for a place in the queue
             while True:
-                await self._flush(snapshot)
+                await self._flush()
                 await self._flushes.settled()
                 if not any(partition.rewrite for partition in self.partitions.values()):
                     break
             if self.membership() == "lost":
-                self._forget_all()
+                await self._forget_all()
+            elif snapshot and not self._snapshots.held_back:
+                await self._snapshot_all()
+
+    async def _snapshot_all(self) -> None:
+        begun, seconds = time.monotonic(), min(_STOP_SECONDS, self.settings.rebalance_timeout_seconds / 2)
+        while True:
+            while self._snapshots.copying:
+                await self._snapshots.copy_some(self.in_thread)
+            if not await self._snapshots.finished(begun + seconds - time.monotonic()):
+                log.warning("The disk did not take all snapshots within %.0f s: the next start takes longer", seconds)
+                return
+            left = [one for one in self.partitions.values() if one.captured_at < begun]
+            if not self._snapshots.due(left, True):
+                return
+            await self._flush(snapshot=True)
+            await self._flushes.settled()
 
     async def abandon(self) -> None:
         """Drop everything taken and every user: the group dropped this worker and others hold its partitions.
@@ -277,18 +307,19 @@ class Pipeline(Service):  # type: ignore[misc]
             while not self._waiting.empty():
                 self._waiting.get_nowait()
                 await asyncio.sleep(0)  # an agent may have waited for a place in the queue
-            self._forget_all()
+            await self._forget_all()
 
-    def _forget_all(self) -> None:
+    async def _forget_all(self) -> None:
         self._flushes.forget()
-        self._forget(set(self.partitions))
+        await self._forget(set(self.partitions))
 
     # -- partitions
 
     async def assign(self, numbers: set[int]) -> Restored:
         """Hold exactly these partitions: forget the others, restore the new ones, read on in those that stay."""
         async with self._turn:
-            self._forget(set(self.partitions) - numbers)
+            await self._forget(set(self.partitions) - numbers)
+            self._snapshots.go_on()
             for partition in self.partitions.values():
                 partition.erasures = Erasures()  # requests that are not answered are delivered again
             for number in numbers - set(self.partitions):
@@ -303,7 +334,9 @@ class Pipeline(Service):  # type: ignore[misc]
         self.metrics.ready.set(1)
         return restored
 
-    def _forget(self, numbers: set[int]) -> None:
+    async def _forget(self, numbers: set[int]) -> None:
+        self._snapshots.forget(numbers)
+        await self._snapshots.left(numbers)
         for number in numbers:
             del self.partitions[number]
             if self._cold is not None:

@@ -4,7 +4,8 @@ import pytest
 from models.recommend import Recommender
 from models.serving import ServingModel
 from models.staging import ItemRows, Staged
-from state.arena import Arena
+from state.arena import COPIED_FIELDS, Arena
+from state.cold import ColdStore
 from state.events import EventBatch
 from state.items import ItemIndex
 from state.store import UserStore
@@ -158,3 +159,37 @@ def test_while_a_version_is_staged_nobody_is_given_its_vector(models, build_vers
     stream.recommender.swap(third)
     assert not stream.recommender.settle(10)
     assert (stream.store.arena.model[[stream.store.arena.find(user) for user in ("ann", "bob")]] == 105).all()
+
+
+@pytest.mark.parametrize("cold", [False, True], ids=["resident", "cold"])
+def test_a_capture_is_not_touched_by_events_nor_by_a_swap(models, cold: bool, tmp_path) -> None:
+    old, new = models
+    rng = np.random.default_rng(3)
+    stream = Stream(old)
+    disk = ColdStore(tmp_path) if cold else None
+    if disk is not None:
+        stream.store = UserStore(stream.store.arena, stream.recommender.items, disk.partition(0), 20)
+    arena = stream.store.arena
+    try:
+        for turn in range(6):
+            stream.send(*walk(rng, 60, users=30))
+            if turn == 2:
+                stream.stage(new, users=2)
+            columns = {name: getattr(arena, name).copy() for name in (*COPIED_FIELDS, "items")}
+            users = list(arena.users)
+            captured = stream.store.capture()
+            if turn == 3:
+                stream.recommender.swap(new)
+            while not captured.copy(2):
+                stream.send(*walk(rng, 3, users=40))
+                stream.recommender.settle(1)
+                arena.dirty[:] = False
+                stream.store.evict()
+            assert sorted(captured.users) == sorted(user for user in users if user is not None)
+            at = [users.index(user) for user in captured.users]
+            for name, column in columns.items():
+                kept = np.concatenate([piece[name] for piece in captured.pieces])
+                np.testing.assert_array_equal(kept, column[at], name)
+    finally:
+        if disk is not None:
+            disk.close()

@@ -1,3 +1,5 @@
+import os
+import time
 from pathlib import Path
 from typing import Any
 
@@ -6,6 +8,7 @@ import pytest
 
 from state import snapshot
 from state.arena import Arena
+from state.capture import Capture
 from state.errors import StateError
 from state.items import ItemIndex
 from state.record import decode, encode
@@ -49,10 +52,11 @@ def test_loading_equals_restoring_the_changelog(tmp_path: Path, populate: Any, f
 def test_a_capture_does_not_change_with_the_arena(tmp_path: Path, populate: Any) -> None:
     arena, index = populate(20)
     expected = records(arena, index)
-    captured = snapshot.capture(arena, index)
+    captured = Capture(arena, index)
     slots = arena.slots(["u1", "u2", "newcomer"])
     arena.apply(slots, index.numbers(["new"] * 3), np.zeros(3, np.int64), np.ones(3, np.int64), np.ones(3, np.int64), 1)
-    snapshot.write(tmp_path / "s", captured, META)
+    captured.copy()
+    snapshot.publish(snapshot.prepare(tmp_path / "s", captured, META), tmp_path / "s")
     target, target_index = Arena(8, 3), ItemIndex()
     snapshot.read(tmp_path / "s").load(target, target_index)  # type: ignore[union-attr]
     assert records(target, target_index) == expected
@@ -144,3 +148,26 @@ def test_cold_users_travel_in_blocks(tmp_path: Path, populate: Any) -> None:
     assert loaded is not None
     assert loaded.cold == 3
     assert list(loaded.cold_blocks()) == blocks
+
+
+def test_what_a_kill_left_unfinished_goes_with_the_next_file_and_that_of_another_writer_stays(
+    tmp_path: Path, populate: Any
+) -> None:
+    arena, index = populate(10, 60)
+    killed, other, elsewhere = (tmp_path / f".{name}.tmp" for name in ("s.77", "s.78", "s2.77"))
+    for path in (killed, other, elsewhere):
+        path.write_bytes(b"unfinished")
+    for path in (killed, elsewhere):
+        os.utime(path, (time.time() - 100, time.time() - 100))
+    snapshot.save(tmp_path / "s", arena, index, META)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".s.78.tmp", ".s2.77.tmp", "s"]
+
+
+def test_a_file_that_nobody_wants_any_more_is_given_up(tmp_path: Path, populate: Any) -> None:
+    arena, index = populate(10, 60)
+    captured = Capture(arena, index)
+    captured.copy()
+    wanted = [True] * 5
+    with pytest.raises(StateError, match="not wanted"):
+        snapshot.prepare(tmp_path / "s", captured, META, "1", lambda: bool(wanted and wanted.pop()))
+    assert list(tmp_path.iterdir()) == []

@@ -113,9 +113,11 @@ def test_a_snapshot_carries_resident_and_cold_users(cold: ColdStore, tmp_path: P
     for clock in range(30):
         feed(store, users[3 * clock : 3 * clock + 3], clock)
     captured = store.capture()
-    assert len(captured.users) == store.resident
+    resident = store.resident
     feed(store, users[:6], 99)  # loads cold users and evicts others before the capture is written
-    snapshot.write(tmp_path / "s", captured, META)
+    captured.copy()
+    assert len(captured.users) == resident
+    snapshot.publish(snapshot.prepare(tmp_path / "s", captured, META), tmp_path / "s")
     loaded = snapshot.read(tmp_path / "s")
     assert loaded is not None
     assert (loaded.resident, loaded.cold) == (len(captured.users), 90 - len(captured.users))

@@ -20,6 +20,7 @@ from streams.settings import Settings, load_settings
 from streams.topics import create_topics, describe_topics
 from tests.streams.event_log import PARTITIONS, event_log
 from tests.streams.secure_kafka import SecureKafka
+from tests.streams.snapshot_rig import Rig
 from tests.streams.transport_harness import Harness
 from tests.streams.worker_cluster import Cluster, Reference, decoded, open_cluster, publish_model
 
@@ -166,3 +167,18 @@ def secure_kafka(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SecureKaf
         yield node
     finally:
         node.stop()
+
+
+@pytest.fixture
+async def rig(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Callable[..., Rig]]:
+    """Flushes and snapshots, by their settings."""
+    made: list[Rig] = []
+
+    def make(**settings: Any) -> Rig:
+        made.append(Rig(tmp_path, monkeypatch, **settings))
+        return made[-1]
+
+    yield make
+    for one in made:
+        one.disk.free.set()
+        await one.snapshots.stop()

@@ -274,4 +274,5 @@ def test_state_knows_pseudonyms_and_messages_know_ids(gru, record_batch, message
     rows, bad = decode([record.value for record in records], keyed.recommender.state_size)
     assert set(rows["user_key"].tolist()) == {names.fingerprint}
     assert not bad.any()
+    assert flushed.snapshot.copy()
     assert set(flushed.snapshot.users) == {names.name(f"user {n}") for n in range(5)}

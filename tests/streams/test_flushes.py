@@ -55,6 +55,13 @@ class Writer:
         self.flushes.begin([], [flush_partition(self.partition, NOW, None, True)], [event], time.monotonic())
         return event
 
+    async def saved(self) -> None:
+        """Let the flush, and what is to follow on the disk, come to an end."""
+        await self.flushes.settled()
+        while self.flushes.snapshots.copying:
+            await self.flushes.snapshots.copy_some(asyncio.to_thread)
+        assert await self.flushes.snapshots.finished(10)
+
     async def begin_late(self) -> Event:
         """The same, and its records wait until nine of another worker are in the log."""
         send, loop = self.flushes._output.send, asyncio.get_running_loop()
@@ -79,6 +86,7 @@ async def writer(contract_settings: Settings, tmp_path: Path, unique: Callable[[
     writer.snapshot.parent.mkdir(parents=True)
     await writer.flushes.start()
     yield writer
+    await writer.flushes.snapshots.stop()
     await writer.flushes.stop()
 
 
@@ -93,7 +101,7 @@ async def test_whoever_lost_a_partition_meanwhile_writes_no_snapshot_and_acknowl
         writer.flushes.forget()
     else:
         writer.membership = "lost"
-    await writer.flushes.settled()
+    await writer.saved()
     assert not writer.snapshot.exists()
     assert not event.acked
     assert not writer.partition.rewrite
@@ -102,11 +110,11 @@ async def test_whoever_lost_a_partition_meanwhile_writes_no_snapshot_and_acknowl
 async def test_whoever_holds_it_still_writes_its_snapshot_behind_what_it_writes_again(writer: Writer) -> None:
     writer.apply("ann")
     event = await writer.begin_late()
-    await writer.flushes.settled()
+    await writer.saved()
     assert not writer.snapshot.exists()
     assert (event.acked, writer.partition.rewrite, writer.flushes.take_events()) == (False, True, [event])
     again = writer.begin()
-    await writer.flushes.settled()
+    await writer.saved()
     assert again.acked
     found = read(writer.snapshot)
     assert found is not None and found.meta.changelog_offset == 11  # nine, the late one, and the one written again

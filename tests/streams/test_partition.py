@@ -104,14 +104,50 @@ def test_a_user_who_was_erased_and_came_again_has_the_tombstone_before_the_new_r
     arena.apply(
         partition.store.slots(["ann"]), np.array([1], np.int32), np.array([1]), np.array([NOW]), np.array([9]), NOW
     )
-    flushed = flush_partition(partition, NOW, None, False)
+    flushed = flush_partition(partition, NOW, None, True)
     records = records_of(flushed, read_records)
     assert [(user, value is None) for user, value in records] == [
         ("ann", True), ("nobody", True), ("ann", False), ("bob", False),
     ]  # fmt: skip
-    assert flushed.snapshot is not None  # asked for by the erasure
+    assert flushed.snapshot is not None
     assert [one.request.user for one in flushed.erased] == ["ann", "nobody"]
     assert flush_partition(partition, NOW, None, False).batches == []
+
+
+def test_users_past_their_time_leave_the_cold_store_a_piece_with_each_flush(tmp_path, read_records, monkeypatch):
+    """Looking at a million cold users takes over a second, and on a slow disk longer: events come in between."""
+    with_disk = ColdStore(tmp_path)
+    try:
+        cold, looked = with_disk.partition(2), []
+        users = [f"u{n}" for n in range(50)]
+        partition = partition_with(users, cold=cold, max_resident=10)
+        flush_partition(partition, NOW, None, False)
+        inner = cold.expire
+        monkeypatch.setattr(
+            cold, "expire", lambda before, after: looked.append(after) or inner(before, after, limit=15)
+        )
+        gone = []
+        flushed = flush_partition(partition, NOW, NOW + 1, False)
+        while partition.expiring is not None:
+            assert len(looked) <= len(gone) + 1
+            gone.append([user for user, value in records_of(flushed, read_records) if value is None])
+            assert flushed.expired == len(gone[-1])
+            flushed = flush_partition(partition, NOW, NOW - 1 if len(gone) == 1 else None, False)
+        assert sorted(user for piece in gone for user in piece) == sorted(users)
+        assert (len(gone), len(looked), len(partition.store)) == (3, 3, 0)
+    finally:
+        with_disk.close()
+
+
+def test_nothing_is_captured_where_the_snapshot_has_it_all():
+    partition = partition_with(["ann"])
+    assert flush_partition(partition, NOW, None, True).snapshot is not None
+    partition.changelog_next = partition.snapshot_next = 1
+    began = partition.captured_at
+    assert flush_partition(partition, NOW, None, True).snapshot is None
+    assert partition.captured_at > began
+    partition.changelog_next = 2
+    assert flush_partition(partition, NOW, None, True).snapshot is not None
 
 
 def test_tombstones_have_keys_and_no_values(read_records):
