@@ -17,21 +17,18 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from typing import Any, Final, TypeVar
 
-import numpy as np
 from mode import Service
 
 from models.recommend import Recommender
 from models.serving import ServingModel
-from state.arena import Arena
-from state.cold import ColdStore
 from state.pseudonyms import Pseudonyms
-from state.store import UserStore
 from streams.compute import Compute
 from streams.consumer import Membership
 from streams.deadletters import dead_letter, encode_dead_letters
 from streams.erasures import Erasures
 from streams.fetch import RecordBatch
 from streams.flushes import Flushes
+from streams.held import Held
 from streams.metrics import Metrics
 from streams.output import Output
 from streams.partition import Partition, flush_partition
@@ -83,7 +80,7 @@ class Pipeline(Service):  # type: ignore[misc]
         self.pseudonyms = Pseudonyms(settings.pseudonym_key.get_secret_value())
         key = self.pseudonyms.fingerprint
         self._changelog_id = f"{changelog_id}#{key:08x}" if key else changelog_id  # no snapshot of another key fits
-        self.partitions: dict[int, Partition] = {}
+        self._held = Held(settings, recommender, metrics, self.pseudonyms, index)
         self.ready = False
         self.progressed_at = time.monotonic()
         self._compute = Compute(recommender, metrics, settings.max_event_bytes, self.pseudonyms)
@@ -97,9 +94,11 @@ class Pipeline(Service):  # type: ignore[misc]
         self._applied = 0  # events since the last flush began: no fewer than users changed
         self._failure: Exception | None = None  # what ended a round: its events may be in the state and not answered
         self.membership: Callable[[], Membership] = lambda: "held"
-        self._cold: ColdStore | None = None
-        if settings.max_resident_users:
-            self._cold = ColdStore(settings.state_dir / settings.app_id / f"cold-{index}")
+
+    @property
+    def partitions(self) -> dict[int, Partition]:
+        """Those this worker holds, by number."""
+        return self._held.partitions
 
     # -- life
 
@@ -114,8 +113,8 @@ class Pipeline(Service):  # type: ignore[misc]
         await self._output.stop()
         await self._flushes.stop()
         self._thread.shutdown()
-        if await self._snapshots.stop() and self._cold is not None:
-            self._cold.close()
+        if await self._snapshots.stop():
+            self._held.close()
 
     @property
     def waiting(self) -> bool:
@@ -164,7 +163,7 @@ class Pipeline(Service):  # type: ignore[misc]
             async with self._turn:
                 await self._round()
                 self._output.check()
-                if not self._flushes.due_in_seconds or self._many_changed():
+                if not self._flushes.due_in_seconds or self._many_changed:
                     await self._flush()
                 if self._snapshots.copying:
                     await self._snapshots.copy_some(self.in_thread)
@@ -256,7 +255,7 @@ class Pipeline(Service):  # type: ignore[misc]
             # their state already, so their outputs are among those awaited below.
             await self._round()
         self._flushes.begin(self._output.outstanding(), flushed, events, started)
-        self._count_state()
+        self._held.count()
 
     async def drain(self, snapshot: bool = False) -> None:
         """Process everything taken, make it durable and acknowledge it; partitions may leave afterwards.
@@ -322,13 +321,11 @@ class Pipeline(Service):  # type: ignore[misc]
             self._snapshots.go_on()
             for partition in self.partitions.values():
                 partition.erasures = Erasures()  # requests that are not answered are delivered again
-            for number in numbers - set(self.partitions):
-                self.partitions[number] = self._new_partition(number)
-            self._limit_residents()
+            self._held.add(numbers - set(self.partitions))
             restored = await restore(
                 self.partitions.values(), self.settings, self._changelog_id, self.metrics, self.in_thread
             )
-        self._count_state()
+        self._held.count()
         self._flushes.rest()
         self.ready = True
         self.metrics.ready.set(1)
@@ -337,32 +334,9 @@ class Pipeline(Service):  # type: ignore[misc]
     async def _forget(self, numbers: set[int]) -> None:
         self._snapshots.forget(numbers)
         await self._snapshots.left(numbers)
-        for number in numbers:
-            del self.partitions[number]
-            if self._cold is not None:
-                self._cold.drop(number)
+        self._held.drop(numbers)
 
-    def _new_partition(self, number: int) -> Partition:
-        arena = Arena(self.recommender.state_size, self.settings.top_k)
-        cold = None if self._cold is None else self._cold.partition(number)
-        store = UserStore(arena, self.recommender.items, cold)
-        return Partition(number, store, user_key=self.pseudonyms.fingerprint)
-
+    @property
     def _many_changed(self) -> bool:
-        if self._applied <= self.settings.flush_max_dirty_users:
-            return False
-        changed = sum(int(np.count_nonzero(partition.store.arena.dirty)) for partition in self.partitions.values())
-        return changed > self.settings.flush_max_dirty_users
-
-    def _limit_residents(self) -> None:
-        """Share what may be in memory among the partitions held now."""
-        if self.settings.max_resident_users:
-            for partition in self.partitions.values():
-                partition.store.max_resident = max(1, self.settings.max_resident_users // len(self.partitions))
-
-    def _count_state(self) -> None:
-        stores = [partition.store for partition in self.partitions.values()]
-        self.metrics.users.labels("resident").set(sum(store.resident for store in stores))
-        self.metrics.users.labels("cold").set(sum(store.cold for store in stores))
-        self.metrics.state_bytes.set(sum(store.arena.nbytes for store in stores))
-        self.metrics.items.set(len(self.recommender.items) - 1)
+        most = self.settings.flush_max_dirty_users
+        return self._applied > most and self._held.changed > most

@@ -47,9 +47,7 @@ class Site:
         self.pipeline.ready = True
 
     def hold(self, *numbers):
-        for number in numbers:
-            self.pipeline.partitions[number] = self.pipeline._new_partition(number)
-        self.pipeline._limit_residents()
+        self.pipeline._held.add(numbers)
 
     async def get(self, path, host=None):
         """Status, headers, body; the path as it stands, already quoted."""
@@ -71,8 +69,7 @@ class Site:
         await self.session.close()
         await self.server.stop()
         self.pipeline._thread.shutdown()
-        if self.pipeline._cold is not None:
-            self.pipeline._cold.close()
+        self.pipeline._held.close()
 
 
 @pytest.fixture

@@ -60,11 +60,11 @@ async def test_many_changed_users_are_flushed_before_the_interval_ends(pipeline)
     await one.assign({0})
     arena = one.partitions[0].store.arena
     one._applied = 21
-    assert not one._many_changed()  # many events of few users
+    assert not one._many_changed  # many events of few users
     arena.dirty = np.ones(21, np.bool_)
-    assert one._many_changed()
+    assert one._many_changed
     one._applied = 20
-    assert not one._many_changed()
+    assert not one._many_changed
 
 
 async def test_a_start_that_fails_early_leaves_what_was_learnt_before(pipeline, tmp_path):
