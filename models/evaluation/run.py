@@ -116,6 +116,7 @@ def evaluate(
         },
         "protocol": settings.protocol,
         "seeds": settings.seeds,
+        "device": settings.device,
         "model_settings": {name: dict(given) for name, given in settings.model_settings.items()},
         "models": {},
     }
