@@ -3,8 +3,8 @@
 A worker's own events count at once; those of the others within about `EXPORT_SECONDS` and one fetch. Each message holds
 everything a worker learnt since its last one, as arrays (`streams.transition_record`); every worker reads all of them,
 so the topic has one partition and a short retention: it is a broadcast, not a store. What a worker has learnt survives
-a restart in a local file (`models.fusion.Fusion.to_arrays`), which names the offset to go on reading from, and which of
-the worker's own messages it holds: those behind it that a killed worker had sent are all that is left of what it learnt.
+a restart in a local file (`models.fusion.Fusion.to_arrays`), which names the offset to go on reading from and which of
+the worker's own messages it holds: those sent after it are all that is left of what a killed worker learnt last.
 
 A worker that is killed relearns at most the events since its last flush: those pairs may count twice.
 """
