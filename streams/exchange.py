@@ -120,12 +120,12 @@ class TransitionExchange(Service):  # type: ignore[misc]
             made.append((self._name + self._included[self._name].to_bytes(_NUMBER_BYTES), message))
         return made
 
-    def _merge(self, key: bytes | None, message: bytes) -> None:
+    def _merge(self, key: bytes | None, message: bytes | None) -> None:
         name, number = _life_and_number(key)
         if name in self._included:
             self._included[name] = number
         try:
-            deltas = decode_deltas(message, self._pipeline.recommender.items)
+            deltas = decode_deltas(message or b"", self._pipeline.recommender.items)
         except StateError as error:
             log.warning("%s", error)
             return

@@ -137,3 +137,11 @@ def test_a_copy_of_an_earlier_release_is_taken_and_its_messages_are_read(tmp_pat
     worker = Life(topic, tmp_path)
     worker.read()
     assert worker.counted == truth
+
+
+@pytest.mark.parametrize("message", [None, b"", b"RSX1"])
+def test_what_is_no_message_is_passed_over(tmp_path, caplog, message):
+    worker = Life(Topic(), tmp_path)
+    worker.exchange._merge(None, message)
+    assert "unreadable" in caplog.text
+    assert not worker.counted
