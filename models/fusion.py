@@ -289,12 +289,16 @@ class Fusion:
         """Continue from what `to_arrays` gave; `set_model` must follow where a model is in use.
 
         Raises:
-            StateError: another release gave it, in another format.
+            StateError: another release gave it, in another format, or it holds values that are no numbers.
         """
         version = int(stored["format"][0]) if "format" in stored else 1
         if version != FORMAT:
             what = "what was learnt before cannot be continued"
             why = f"it is in format {version}, this release reads format {FORMAT}"
+            raise StateError(what, why, "nothing to do: it is learnt again from the events to come")
+        wrong = [name for name, value in stored.items() if value.dtype.kind == "f" and not np.isfinite(value).all()]
+        if wrong:  # a release that counted too much at once left such
+            what, why = "what was learnt before cannot be continued", f"{', '.join(wrong)}: values that are not finite"
             raise StateError(what, why, "nothing to do: it is learnt again from the events to come")
         parts: dict[str, dict[str, NDArray[Any]]] = {"weights": {}, "transitions": {}, "popularity": {}}
         for name, value in stored.items():

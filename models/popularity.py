@@ -21,6 +21,9 @@ LISTED: Final = 10  # 16 listed 30 more candidates and found no more
 _RESCALE_AT: Final = 1e12  # leaves float32 26 decades above its smallest number for items not seen for long
 _NOTHING: Final = -1e30  # log of no weight at all: finite, so that differences stay numbers
 _FORGOTTEN: Final = np.float32(1e-30)
+_AT_ONCE: Final = (
+    1024.0  # events counted in one step: what their weight grows by, 2^10, and `_RESCALE_AT` fit a float32
+)
 
 
 class PopularityArrays(NamedTuple):
@@ -86,7 +89,11 @@ def _rescale(arrays: PopularityArrays, life: int) -> None:
 def _note_many(arrays: PopularityArrays, items: NDArray[np.int32], times: NDArray[np.float32]) -> None:
     for i in range(items.shape[0]):
         if items[i] > 0:
-            note(arrays, items[i], times[i])
+            left = float(times[i])
+            while left > _AT_ONCE:
+                note(arrays, items[i], _AT_ONCE)
+                left -= _AT_ONCE
+            note(arrays, items[i], left)
 
 
 class Popularity:

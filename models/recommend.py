@@ -6,6 +6,7 @@
     step -> hidden vectors                                     event by event
     scores -> exact top-K                                      a matrix product per block of events
     or, fused: scores, transition memory, popularity, own items -> weights learn -> top-K       (`models.fusion`)
+        lists with too few candidates are filled up: by the model's scores, then by popularity
     where did each event stand in the list shown before it?    prequential hit rate, of the model and of popularity
     learn popularity
 
@@ -29,7 +30,7 @@ from models.parts import fresh_parts
 from models.repeats import LastItems
 from models.serving import ServingModel, gap_feature
 from models.staging import ItemRows, Staged, rebuilt
-from models.topk import top_k
+from models.topk import fill_up, top_k
 from state.arena import Arena
 from state.events import EventBatch
 from state.items import ItemIndex
@@ -121,8 +122,7 @@ class Recommender:
         self._most = None
         if self.fusion is not None:
             self.fusion.set_model(model.fingerprint, known.numbers)
-        else:
-            self._limit(self.popularity.blocked)
+        self._limit(self.popularity.blocked)
 
     def settle(self, users: int) -> bool:
         """Give some users the vectors that were staged for them; returns whether there are no more of them."""
@@ -134,8 +134,7 @@ class Recommender:
         self.popularity.block(number, blocked)
         if self.fusion is not None:
             self.fusion.block(np.array([number], np.int32), blocked)
-        else:
-            self._limit(np.array([number], np.int32), blocked)
+        self._limit(np.array([number], np.int32), blocked)
 
     def advance(self, store: UserStore, batch: EventBatch) -> Advanced:
         """`advance_all` for a batch of one partition."""
@@ -183,6 +182,17 @@ class Recommender:
             )  # fmt: skip
             items, scores = self._named.only(_take(fused.items, listed), _take(fused.scores, listed))
             tested = fused.ranks
+            if not items[:, -1].all():
+                short = np.flatnonzero(items[:, -1] == 0)
+                at, found = listed[short], items[short]
+                if model:
+                    last = LastItems(histories.items, histories.lengths, at, numbers[at], self._known.row_of)
+                    out = np.concatenate([excluded[short], found], axis=1)
+                    found = fill_up(found, self._rank(model, hidden[at], last, out)[0])
+                out = np.concatenate([excluded[short], found], axis=1)
+                found = fill_up(found, self._rank_popular(popular, shares, out)[0])
+                scores[short] = np.where(found > items[short], np.float32(0.0), scores[short])
+                items[short] = found
         elif model:
             last = LastItems(histories.items, histories.lengths, listed, _take(numbers, listed), self._known.row_of)
             items, scores = self._rank(model, _take(hidden, listed), last, excluded)
@@ -281,7 +291,7 @@ class Recommender:
         return numbers[rows], values
 
     def _limit(self, numbers: NDArray[np.int32], blocked: bool = True) -> None:
-        """What no score of the model alone may exceed: -inf for blocked items, where no fusion leaves them out."""
+        """What no score of the model may exceed in lists made by it alone: -inf for blocked items."""
         if self.model is None or not len(numbers):
             return
         if self._most is None:  # up to here none was blocked

@@ -43,6 +43,17 @@ def top_k(
     return rows, values
 
 
+def fill_up(items: NDArray[np.int32], more: NDArray[np.int32]) -> NDArray[np.int32]:
+    """Lists (E, K) whose free places, 0 at their ends, are taken by the first of others (E, K) that they do not hold.
+
+    >>> fill_up(np.array([[7, 0, 0], [8, 9, 0]], np.int32), np.array([[3, 0, 0], [4, 5, 6]], np.int32)).tolist()
+    [[7, 3, 0], [8, 9, 4]]
+    """
+    both = np.concatenate([items, more], axis=1)
+    order = np.argsort(both == 0, axis=1, kind="stable")[:, : items.shape[1]]
+    return np.take_along_axis(both, order, axis=1)
+
+
 @jit  # type: ignore[untyped-decorator]
 def _fold(scores: NDArray[np.float32], e: int, lane_max: NDArray[np.float32]) -> None:
     """The maximum of every lane of a row (V,): (L,)."""

@@ -145,7 +145,7 @@ def forwards(t: TransitionArrays, row: int, item: np.int32, skip: np.float32, ad
         counts[row, slot, NEXT] += adjacent
         totals[row, ALL_NEXT] += adjacent
     _settle(items, strength, counts, row, slot)
-    if totals[row, ALL_SKIP] > _ROW_LIMIT:
+    while totals[row, ALL_SKIP] > _ROW_LIMIT:  # more than once behind what another worker learnt in a busy second
         _halve(strength, counts, totals, row, t.used[row])
 
 
@@ -158,7 +158,7 @@ def backwards(t: TransitionArrays, row: int, item: np.int32, weight: np.float32)
     counts[row, slot, BACK] += weight
     totals[row, ALL_BACK] += weight
     _settle(items, strength, counts, row, slot)
-    if totals[row, ALL_BACK] > _ROW_LIMIT:
+    while totals[row, ALL_BACK] > _ROW_LIMIT:
         _halve(strength, counts, totals, row, t.used[row])
 
 

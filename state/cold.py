@@ -152,6 +152,13 @@ class ColdPartition:
         record: bytes | None = self._family.get(_key(user)) if self._count else None
         return record
 
+    def read_many(self, users: Sequence[str]) -> list[bytes | None]:
+        """Records of distinct users, which stay where they are; None for users it does not hold."""
+        if not self._count or not users:
+            return [None] * len(users)
+        records: list[bytes | None] = self._family.get([_key(user) for user in users])
+        return records
+
     def delete(self, users: Sequence[str]) -> list[str]:
         """Remove distinct users; returns those it held."""
         return [user for user, record in zip(users, self.take_many(users), strict=True) if record is not None]

@@ -81,6 +81,18 @@ class UserStore:
         self._touch(slots)
         return slots
 
+    def offsets_of(self, users: Sequence[str]) -> NDArray[np.int64]:
+        """Last applied offsets (N, 3) of distinct users, -1 for strangers; everybody stays where they are."""
+        slots = self.arena.find_many(users)
+        offsets = np.where(slots[:, None] >= 0, self.arena.offsets[slots], -1)
+        if self.cold and self._cold is not None:
+            absent = np.flatnonzero(slots < 0)
+            found = self._cold.read_many([users[i] for i in absent.tolist()])
+            held = [(i, record) for i, record in zip(absent.tolist(), found, strict=True) if record is not None]
+            rows, _ = decode([record for _, record in held], self.arena.state_size)  # a corrupt record is behind any
+            offsets[[i for i, _ in held]] = rows["offsets"]
+        return offsets
+
     def cold_record(self, user: str) -> bytes | None:
         """The record of a cold user, who stays cold; None for everybody else."""
         return None if self._cold is None else self._cold.read(user)

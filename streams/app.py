@@ -118,11 +118,15 @@ def create_app(settings: Settings, index: int = 0, changelog_id: str = "", share
     app.agent(batch_topic(app, *TOPICS), name="recstream-events")(read)
     app.agent(batch_topic(app, FORGET_USERS, alone=True), name="recstream-forget-users")(read)
 
+    titles = Titles() if settings.page else None
+    catalogue = Catalogue(settings, pipeline, titles)
+
     @app.on_rebalance_complete.connect  # type: ignore[untyped-decorator]
     async def restore_state(*_args: Any, **_kwargs: Any) -> None:
         """Runs before Faust seeks and resumes the flow: no event comes before its user's state."""
         await app.consumer.begin()  # before the worker is ready: what is sent from then on counts
         numbers = {tp.partition for tp in app.consumer.assignment() if tp.topic in TOPICS}
+        await catalogue.known()  # what is blocked is in no list, the first ones included
         restored = await pipeline.assign(numbers)
         log.info(
             "Holding partitions %s: %d users from snapshots in %.2f s, %d changelog records in %.2f s",
@@ -130,7 +134,6 @@ def create_app(settings: Settings, index: int = 0, changelog_id: str = "", share
             restored.changelog_seconds,
         )  # fmt: skip
 
-    titles = Titles() if settings.page else None
     overview = Overview(metrics, pipeline, 2 * settings.commit_interval_seconds)
     routes = []
     if titles is not None:
@@ -141,7 +144,7 @@ def create_app(settings: Settings, index: int = 0, changelog_id: str = "", share
         *([first_offsets] if first_offsets is not None else []),
         *([TransitionExchange(settings, pipeline, fusion, index)] if shared and fusion is not None else []),
         ModelWatch(settings, pipeline, metrics),
-        Catalogue(settings, pipeline, titles),
+        catalogue,
         LagWatch(app, metrics),
         Eraser(settings, pipeline, lambda topic, number: app.consumer.consumed(TP(topic, number)), metrics),
         *([overview] if settings.page else []),

@@ -3,7 +3,9 @@
 It keeps blocked items out of the lists and remembers titles for the page.
 """
 
+import asyncio
 import logging
+from collections.abc import Iterable
 from typing import Any, Final
 
 import orjson
@@ -16,6 +18,7 @@ from streams.settings import Settings
 from streams.titles import Titles
 from streams.topics import ITEMS
 
+_PATIENCE_SECONDS: Final = 30.0  # with the catalogue before serving without the rest of it: 2 million entries
 _AT_ONCE: Final = 500  # items told between two rounds: 3 ms. One by one, 60,000 would wait for 60,000 rounds
 
 log = logging.getLogger(__name__)
@@ -35,6 +38,18 @@ class Catalogue(Service):  # type: ignore[misc]
         self._settings, self._pipeline, self._titles = settings, pipeline, titles
         self._blocked: set[str] = set()  # as the topic has it
         self._untold: dict[str, bool] = {}  # what the recommender is still to be told
+        self._ends: dict[TopicPartition, int] = {}  # where the topic ended when its first records came
+        self._caught_up = asyncio.Event()
+
+    async def known(self) -> None:
+        """Wait until the recommender was told all that stood in the topic when the worker began to read it."""
+        try:
+            await asyncio.wait_for(self._caught_up.wait(), _PATIENCE_SECONDS)
+        except TimeoutError:
+            log.warning(
+                "The catalogue was not read within %.0f s: until it is, lists may hold blocked items",
+                _PATIENCE_SECONDS,
+            )
 
     @Service.task  # type: ignore[untyped-decorator]
     async def _follow(self) -> None:
@@ -43,8 +58,8 @@ class Catalogue(Service):  # type: ignore[misc]
         )
         await consumer.start()
         try:
-            partitions = await self._partitions(consumer)
-            consumer.assign([TopicPartition(ITEMS, number) for number in partitions])
+            partitions = [TopicPartition(ITEMS, number) for number in await self._partitions(consumer)]
+            consumer.assign(partitions)
             await consumer.seek_to_beginning()
             while not self.should_stop:
                 fetched = await consumer.getmany(timeout_ms=500, max_records=10_000)
@@ -52,6 +67,8 @@ class Catalogue(Service):  # type: ignore[misc]
                     for record in records:
                         self._learn(record.key, record.value)
                 await self._tell()
+                if not self._caught_up.is_set() and await self._reached_end(consumer, partitions):
+                    self._caught_up.set()
         finally:
             await consumer.stop()
 
@@ -59,6 +76,15 @@ class Catalogue(Service):  # type: ignore[misc]
         await consumer.topics()
         found: set[int] | None = consumer.partitions_for_topic(ITEMS)
         return found or set(range(self._settings.partitions))
+
+    async def _reached_end(self, consumer: AIOKafkaConsumer, partitions: Iterable[TopicPartition]) -> bool:
+        """Whether everything was read that stood in the topic at first (its end as in `streams.read_topic`)."""
+        for partition in partitions:
+            if partition not in self._ends and (end := consumer.highwater(partition)) is not None:
+                self._ends[partition] = end
+        if any(partition not in self._ends for partition in partitions):
+            return False
+        return all([await consumer.position(partition) >= end for partition, end in self._ends.items()])
 
     def _learn(self, key: bytes | None, value: bytes | None) -> None:
         try:

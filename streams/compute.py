@@ -93,6 +93,8 @@ class Compute:
             self._warn_of_seconds(events.batch.times_ms)
             named = self._pseudonyms.rename(events.batch)
             advanced = self.recommender.advance_all([partition.store for partition in partitions], named, events.bounds)
+            if (model := self.recommender.model) is not None:  # at every round: several may serve between two flushes
+                self._names[model.fingerprint] = model.name
             now_ms = time.time_ns() // 1_000_000
             self._encode(partitions, events, advanced, now_ms, produced)
             seconds = time.perf_counter() - started
@@ -169,9 +171,6 @@ class Compute:
         if not noted:
             return
         metrics = self.metrics
-        model = self.recommender.model
-        if model is not None:
-            self._names[model.fingerprint] = model.name
         kinds = np.concatenate([note.kinds for note in noted])
         applied = np.concatenate([note.kinds[note.advanced.fresh] for note in noted])
         for topic, kind in KIND_OF_TOPIC.items():

@@ -224,19 +224,15 @@ def _load_batch(partition: Partition, batch: RecordBatch) -> int:
     users = [key.decode() for key in newest if key is not None]
     out_of_place = [key.decode() for key, i in newest.items() if key is not None and candidates[i] != latest[key]]
     rows = rows[np.fromiter(newest.values(), np.int64, len(newest))]
-    held = store.arena.find_many(users)
-    known = held >= 0
-    if known.any():
-        ahead = np.zeros(len(users), np.bool_)
-        ahead[known] = store.arena.offsets[held[known]].sum(axis=1) > rows["offsets"][known].sum(axis=1)
-        if ahead.any():
-            out_of_place += [user for user, skip in zip(users, ahead.tolist(), strict=True) if skip]
-            rows = rows[~ahead]
-            users = [user for user, skip in zip(users, ahead.tolist(), strict=True) if not skip]
+    ahead = store.offsets_of(users).sum(axis=1) > rows["offsets"].sum(axis=1)
+    if ahead.any():
+        out_of_place += [user for user, skip in zip(users, ahead.tolist(), strict=True) if skip]
+        rows = rows[~ahead]
+        users = [user for user, skip in zip(users, ahead.tolist(), strict=True) if not skip]
     store.load_rows(users, rows)
     if out_of_place:  # compaction would keep the older record: write the newer one again
-        slots = store.arena.find_many(out_of_place)
-        store.arena.dirty[slots[slots >= 0]] = True
+        slots = store.slots(out_of_place)  # those who are cold come back: only resident users are written
+        store.arena.dirty[slots] = True
     if bad.any():
         log.error("%d state records of partition %d are unreadable and were skipped", int(bad.sum()), partition.number)
     return int(bad.sum())

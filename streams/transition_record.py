@@ -22,6 +22,7 @@ _MAGIC: Final = b"RSX1"
 _HEADER: Final = struct.Struct("<4sIII")
 _PAIRS_PER_MESSAGE: Final = 40_000  # 560 kB and the ids
 _MOST_BYTES: Final = 900_000  # below the broker's 1 MB, long ids included
+_MOST_WEIGHT: Final = 65_504.0  # the largest float16
 
 
 class _Malformed(ValueError):
@@ -65,7 +66,7 @@ def _messages(deltas: Deltas, index: ItemIndex) -> Iterator[bytes]:
             blob,
             place[before[kept]].tobytes(),
             place[after[kept]].tobytes(),
-            weights[kept].astype(np.float16).tobytes(),
+            np.minimum(weights[kept], _MOST_WEIGHT).astype(np.float16).tobytes(),
         )
     )
 
@@ -92,6 +93,8 @@ def decode_deltas(message: bytes, index: ItemIndex) -> Deltas:
         weights = np.frombuffer(message, np.float16, 3 * n_pairs, at + 8 * n_pairs).reshape(-1, 3)
         if n_pairs and max(int(before.max()), int(after.max())) > n_items:
             raise _Malformed("a pair names an item outside the list")  # noqa: EM101
+        if not (np.isfinite(weights) & (weights >= 0)).all():
+            raise _Malformed("a weight is negative or not finite")  # noqa: EM101
     except (_Malformed, UnicodeDecodeError, struct.error) as error:
         what = "a message of shared transitions is unreadable"
         raise StateError(what, str(error), "check which program writes to the topic item-transitions") from error

@@ -262,3 +262,12 @@ def test_state_of_another_format_is_refused():
     del stored["format"]  # the first format did not name itself
     with pytest.raises(StateError, match="learnt again"):
         Fusion().load_arrays(stored)
+
+
+@pytest.mark.parametrize("name", ["weights.values", "popularity.rows", "transitions.totals"])
+def test_values_that_are_no_numbers_are_not_taken_over(name):
+    stored, fusion = Fusion().to_arrays(), Fusion()
+    stored[name][-1] = np.nan
+    with pytest.raises(StateError, match=f"{name}: values that are not finite"):
+        fusion.load_arrays(stored)
+    assert np.isfinite(fusion.to_arrays()[name]).all()

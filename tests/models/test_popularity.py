@@ -60,3 +60,17 @@ def test_stored_state_continues_bit_for_bit():
     second.learn(items[2000:])
     for ours, theirs in zip(straight.arrays, second.arrays, strict=True):
         np.testing.assert_array_equal(ours, theirs)
+
+
+@pytest.mark.parametrize("times", [1_000.0, 13_000.0, 250_000.0])
+def test_however_many_are_counted_at_once_shares_stay_what_they_are(times):
+    """Another worker's busy second: 0.5 to the power of 130 is beyond a float32."""
+    popularity = Popularity()
+    popularity.learn(np.tile(np.array([1, 2, 3], np.int32), 200))
+    popularity.learn(np.array([7], np.int32), np.array([times], np.float32))
+    assert np.isfinite(popularity.arrays.rows[1:8]).all()
+    for half_life in HALF_LIVES:
+        mass = (1 - 0.5 ** (600 / half_life)) / (1 - 0.5 ** (1 / half_life))
+        left = mass * 0.5 ** (times / half_life)
+        share = popularity.shares(np.array([7], np.int32), half_life)[0]
+        assert times / (times + left) - 0.02 <= share <= 1.01

@@ -5,7 +5,7 @@ import pytest
 
 from models.fusion import Fusion
 from state.events import CLICK, VIEW
-from tests.models.recommending import T0, Stream, expected_list
+from tests.models.recommending import T0, Stream, expected_list, random_events
 
 
 def test_auto_leaves_seen_items_out_until_one_event_in_a_hundred_repeats(gru):
@@ -110,3 +110,45 @@ def test_an_event_takes_no_longer_because_many_items_are_blocked():
             times.append(time.perf_counter() - began)
         seconds[blocked] = min(times[1:])  # at the first nothing is popular yet
     assert seconds[20_000] < 4 * seconds[0]
+
+
+def withdrawn(model, k, blocked):
+    """The list of a new user of a stream whose most popular items are blocked, and how many others there are."""
+    stream, items = Stream(model, k=k, exclude="seen", fusion=Fusion()), 200
+    stream.send(*[(f"u{n % 40}", f"i{n % items}", VIEW, T0 + n) for n in range(2 * items)])
+    stream.send(*[(f"w{n % 40}", f"i{n % blocked}", VIEW, T0 + 1000 + n) for n in range(400)])
+    for n in range(blocked):
+        stream.recommender.block(f"i{n}")
+    advanced = stream.send(("ann", "brand new", VIEW, T0 + 5000))
+    assert (np.diff(advanced.scores[0]) <= 0).all()
+    return stream.lists(advanced)[0]
+
+
+@pytest.mark.parametrize("with_model", [True, False])
+def test_lists_are_as_long_as_asked_for_although_all_popular_items_are_blocked(gru, with_model):
+    """What the memories put forward for a new user are the ten most popular items and the model's ten best."""
+    shown = withdrawn(gru if with_model else None, k=10, blocked=25)
+    assert len(set(shown)) == 10
+    assert not {f"i{n}" for n in range(25)} & set(shown)
+
+
+@pytest.mark.parametrize("with_model", [True, False])
+def test_long_lists_are_filled_up(gru, with_model):
+    shown = withdrawn(gru if with_model else None, k=60, blocked=3)
+    assert len(set(shown)) == 60
+    assert not {"i0", "i1", "i2", "brand new"} & set(shown)
+    if with_model:  # the whole vocabulary stands before items that are popular only
+        assert {f"i{n}" for n in range(3, 30)} <= set(shown)
+
+
+@pytest.mark.parametrize("exclude", ["none", "seen"])
+def test_filled_lists_hold_no_item_twice_and_those_answered_alone_are_the_same(gru, exclude):
+    events = random_events(np.random.default_rng(6), 120, users=5, items=25)
+    every = Stream(gru, k=20, exclude=exclude, fusion=Fusion())
+    latest = Stream(gru, k=20, exclude=exclude, fusion=Fusion(), latest_only=True)
+    for start in range(0, 120, 30):
+        whole, few = every.send(*events[start : start + 30]), latest.send(*events[start : start + 30])
+        lists = every.lists(whole)
+        assert all(len(items) == len(set(items)) for items in lists)
+        assert exclude == "seen" or all(len(items) == 20 for items in lists)
+        assert latest.lists(few) == [lists[n] for n in few.listed]

@@ -234,3 +234,11 @@ def test_stored_state_continues_bit_for_bit():
     second.learn(histories[900:], lengths[900:], items[900:])
     for ours, theirs in zip(straight.arrays, second.arrays, strict=True):
         np.testing.assert_array_equal(ours, theirs)
+
+
+@pytest.mark.parametrize("weights", [[65_504, 65_504, 0], [0, 0, 65_504]], ids=["forwards", "backwards"])
+def test_a_row_stays_within_its_limit_however_much_is_merged_at_once(weights):
+    memory = Transitions(capacity=16)
+    memory.merge(Deltas(np.array([3], np.int32), np.array([5], np.int32), np.array([weights], np.float32)))
+    assert 0 < memory.arrays.totals.max() <= 1_000
+    assert memory.arrays.counts.max() <= 1_000

@@ -1,17 +1,24 @@
 """What the catalogue's entries do to titles and to the recommender, without a broker."""
 
+import asyncio
 import logging
+from types import SimpleNamespace
 
 import orjson
 import pytest
+from aiokafka import TopicPartition
+from faust.types import TP
 
 from models.recommend import Recommender
 from state.items import ItemIndex
+from streams.app import create_app
 from streams.catalogue import _AT_ONCE, Catalogue
 from streams.metrics import Metrics
 from streams.pipeline import Pipeline
+from streams.restore import Restored
 from streams.settings import load_settings
 from streams.titles import Titles
+from streams.topics import ITEMS
 
 
 @pytest.fixture
@@ -91,3 +98,57 @@ async def test_unreadable_entries_are_passed_over(pipeline, caplog):
     await catalogue._tell()
     assert blocked_by(pipeline) == {"c"}
     assert caplog.text.count("unreadable catalogue entry") == 2
+
+
+class Reader:
+    """A consumer of two partitions, of which only what is read so far and the end are asked for."""
+
+    def __init__(self):
+        self.ends, self.at = {}, {}
+
+    def highwater(self, partition):
+        return self.ends.get(partition.partition)
+
+    async def position(self, partition):
+        return self.at[partition.partition]
+
+
+async def test_the_catalogue_is_known_once_it_was_read_to_the_end_it_had_at_first(pipeline):
+    catalogue, reader = Catalogue(load_settings(), pipeline), Reader()
+    partitions = [TopicPartition(ITEMS, number) for number in range(2)]
+    assert not await catalogue._reached_end(reader, partitions)
+    reader.ends, reader.at = {0: 5}, {0: 5, 1: 0}
+    assert not await catalogue._reached_end(reader, partitions)  # of the other one nothing is known
+    reader.ends = {0: 5, 1: 3}
+    assert not await catalogue._reached_end(reader, partitions)
+    reader.ends, reader.at = {0: 90, 1: 90}, {0: 6, 1: 3}  # entries that keep coming hold nobody up
+    assert await catalogue._reached_end(reader, partitions)
+
+
+async def test_a_catalogue_that_cannot_be_read_holds_a_worker_up_for_so_long_only(pipeline, monkeypatch, caplog):
+    monkeypatch.setattr("streams.catalogue._PATIENCE_SECONDS", 0.01)
+    await Catalogue(load_settings(), pipeline).known()
+    assert "lists may hold blocked items" in caplog.text
+
+
+async def test_a_worker_takes_no_partition_before_the_catalogue_is_known(tmp_path, monkeypatch):
+    worker = create_app(load_settings(state_dir=tmp_path, _env_file=None))
+    (catalogue,) = (service for service in worker.app.services if isinstance(service, Catalogue))
+    assigned = []
+
+    async def begin():
+        pass
+
+    async def assign(numbers):
+        assigned.append(numbers)
+        return Restored()
+
+    worker.app.consumer = SimpleNamespace(begin=begin, assignment=lambda: {TP("clicks", 3), TP("forget-users", 4)})
+    monkeypatch.setattr(worker.pipeline, "assign", assign)
+    rebalance = asyncio.create_task(worker.app.on_rebalance_complete.send())
+    await asyncio.sleep(0.05)
+    assert not assigned
+    catalogue._caught_up.set()
+    await rebalance
+    assert assigned == [{3}]
+    worker.pipeline._thread.shutdown()

@@ -276,3 +276,14 @@ def test_state_knows_pseudonyms_and_messages_know_ids(gru, record_batch, message
     assert not bad.any()
     assert flushed.snapshot.copy()
     assert set(flushed.snapshot.users) == {names.name(f"user {n}") for n in range(5)}
+
+
+def test_every_version_that_served_between_two_flushes_is_counted_by_its_name(serving_model, record_batch):
+    versions = [serving_model(seed=seed, fingerprint=70 + seed) for seed in range(3)]
+    rounds = Rounds()
+    for n, version in enumerate(versions):
+        rounds.recommender.swap(version)
+        rounds(record_batch("clicks", [("u", "i1", 2 * n, T0)]))
+        rounds(record_batch("clicks", [("u", "i2", 2 * n + 1, T0)]))
+    rounds.compute.publish()
+    assert set(rounds.metrics.live) == {version.name for version in versions}

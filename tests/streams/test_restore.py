@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from state.arena import Arena
+from state.cold import ColdStore
 from state.errors import StateError
 from state.items import ItemIndex
 from state.record import empty_rows, encode
@@ -89,3 +90,29 @@ def test_a_snapshot_is_loaded_where_its_date_says_that_no_tombstone_was_missed(
     partition = Partition(0, UserStore(Arena(4, 2), ItemIndex()))
     assert _load_snapshot(partition, settings, "changelog", 0, 100) == users
     assert len(partition.store.arena) == users
+
+
+def test_an_older_record_takes_nobody_back_who_went_to_the_cold_store(tmp_path: Path) -> None:
+    disk = ColdStore(tmp_path)
+    store = UserStore(Arena(state_size=4, top_k=2), ItemIndex(), disk.partition(0), max_resident=2)
+    partition = Partition(0, store)
+    _load_batch(partition, changelog(("ann", 7), ("bob", 2)))
+    _load_batch(partition, changelog(*[(f"u{n}", 1) for n in range(5)], first=2))
+    assert "ann" not in store.arena
+    _load_batch(partition, changelog(("ann", 4), first=7))
+    slot = store.arena.find("ann")
+    assert (int(store.arena.count[slot]), bool(store.arena.dirty[slot])) == (7, True)
+    assert store.offsets_of(["bob", "ann", "cid"]).tolist() == [[1, -1, -1], [6, -1, -1], [-1, -1, -1]]
+    disk.close()
+
+
+def test_a_newer_record_is_written_again_although_its_user_goes_to_the_cold_store_at_once(tmp_path: Path) -> None:
+    disk = ColdStore(tmp_path)
+    store = UserStore(Arena(state_size=4, top_k=2), ItemIndex(), disk.partition(0), max_resident=2)
+    users = [f"u{n}" for n in range(5)]
+    _load_batch(Partition(0, store), changelog(*[(user, 7) for user in users], *[(user, 4) for user in users]))
+    slots = store.arena.find_many(users)
+    assert (slots >= 0).all()
+    assert store.arena.dirty[slots].all()
+    assert (store.arena.count[slots] == 7).all()
+    disk.close()

@@ -48,3 +48,18 @@ def test_no_message_is_larger_than_kafka_takes_however_long_the_ids_are():
 def test_what_is_no_such_message_is_refused():
     with pytest.raises(StateError, match="unreadable"):
         decode_deltas(b"RSX1 and no more", index_of([]))
+
+
+def test_counts_beyond_a_half_float_stay_numbers():
+    index = index_of(["a", "b"])
+    deltas = Deltas(np.array([1], np.int32), np.array([2], np.int32), np.array([[70_000, 1e9, 3]], np.float32))
+    (message,) = encode_deltas(deltas, index)
+    assert decode_deltas(message, index).weights.tolist() == [[65_504, 65_504, 3]]
+
+
+@pytest.mark.parametrize("weight", [np.inf, np.nan, -1.0])
+def test_a_message_with_a_weight_that_is_none_is_refused(weight):
+    index = index_of(["a", "b"])
+    (message,) = encode_deltas(deltas_of([(1, 2)]), index)
+    with pytest.raises(StateError, match="not finite"):
+        decode_deltas(message[:-6] + np.array([1, weight, 0], np.float16).tobytes(), index)
