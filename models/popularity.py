@@ -21,9 +21,8 @@ LISTED: Final = 10  # 16 listed 30 more candidates and found no more
 _RESCALE_AT: Final = 1e12  # leaves float32 26 decades above its smallest number for items not seen for long
 _NOTHING: Final = -1e30  # log of no weight at all: finite, so that differences stay numbers
 _FORGOTTEN: Final = np.float32(1e-30)
-_AT_ONCE: Final = (
-    1024.0  # events counted in one step: what their weight grows by, 2^10, and `_RESCALE_AT` fit a float32
-)
+# Events counted in one step: what their weight grows by, 2^10, and `_RESCALE_AT` fit a float32.
+_AT_ONCE: Final = 1024.0
 
 
 class PopularityArrays(NamedTuple):
