@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from models.network import UNKNOWN_ROW, Network
 from models.softmax import Repeats, Sampler, full_softmax, sampled_softmax, whole_softmax
 
-# Measured on an H100 (`benchmarks.devices`): with 128 hidden units bfloat16 gained nothing, with 256 it gained 14%, with
-# 512 27%. Compiling takes 9 s; with 3e7 scores in a batch it lost 4%, with 8e7 it gained 3%, with 4e8 45%.
+# Measured on an H100 (`benchmarks.devices`): with 128 hidden units bfloat16 gained nothing, with 256 14%, with 512 27%.
+# Compiling takes 9 s; with 3e7 scores in a batch it lost 4%, with 8e7 it gained 3%, with 4e8 45%.
 BFLOAT16_HIDDEN: Final = 256
 COMPILED_SCORES: Final = 2**27
 Beside = Callable[[Tensor, Tensor, Tensor], Tensor]
