@@ -21,6 +21,7 @@ _SUFFIXES: Final = {
 }  # fmt: skip
 _BOM: Final = b"\xef\xbb\xbf"
 _UTF16: Final = (b"\xff\xfe", b"\xfe\xff")
+_VALUE: Final = re.compile(r"-?\d+(\.\d+)?|\d{4}-\d\d-\d\d([T ].*)?")  # no name of a column
 _ATOMIC: Final = re.compile(r":(token|token_seq|float|float_seq)$")  # RecBole headers: user_id:token
 
 
@@ -167,11 +168,22 @@ def read_columns(path: Path, named: Mapping[str, str], must: Collection[str]) ->
     missing = [named[name] for name in dict.fromkeys(must) if named[name] not in header]
     if missing:
         what = f"The table {path} has no column {', '.join(missing)}"
-        why = f"its columns are {', '.join(header[:30])}"
-        raise TableError(what, why, "Name the table's own columns, for example --columns user_id=uid,timestamp=ts")
+        raise TableError(what, *_why_not(header))
     present = {ours: theirs for ours, theirs in named.items() if theirs in header}
     frame = source.read(list(dict.fromkeys(present.values())))
     return frame.select(_text(frame[theirs], ours) for ours, theirs in present.items())
+
+
+def _why_not(header: list[str]) -> tuple[str, str]:
+    """Why columns are missing from a header, and what to do: without a header or with odd separators no name helps."""
+    if any(_VALUE.fullmatch(name) for name in header):
+        why = f"its first line has values where names should be: {', '.join(header[:30])}"
+        return why, "Put a line with names before it, such as user_id,item_id,timestamp"
+    odd = next((mark for mark in (";", "|", "\t", ",", " ") if mark in header[0]), "") if len(header) == 1 else ""
+    if odd:
+        return f"it has one column, {header[0]!r}", f"Separate values by commas or tabs (a .tsv) instead of {odd!r}"
+    why = f"its columns are {', '.join(header[:30])}"
+    return why, "Name the table's own columns, for example --columns user_id=uid,timestamp=ts"
 
 
 def _text(column: pl.Series, name: str) -> pl.Series:

@@ -168,6 +168,10 @@ def test_time_order_is_stable_and_carries_every_column(tmp_path: Path) -> None:
     [
         ("e.csv", "uid,item_id\na,x\n", "no column user_id. its columns are uid, item_id.*--columns"),
         ("e.jsonl", '{"uid": "a", "iid": "b"}\n', "no column user_id, item_id. its columns are uid, iid"),
+        ("e.csv", "196,242,881250949\n186,302,891717742\n", "values where names should be: 196, 242.*line with names"),
+        ("e.csv", "u1,2014-04-07T10:51:09Z,i1\n", "values where names should be.*Put a line with names"),
+        ("e.csv", "user_id|item_id\na|x\n", "one column, 'user_id.item_id'.*commas or tabs.*instead of '.'"),
+        ("e.tsv", "user_id,item_id\na,x\n", "one column, 'user_id,item_id'.*instead of ','"),
         ("e.csv", "user_id,item_id,event_type\na,x,cart\nb,y,fav\n", "'cart', 'fav'.*--types"),
         ("e.csv", "user_id,item_id,timestamp\na,x,next week\n", "readable timestamp.*next week.*ISO 8601"),
         ("e.csv", "", "is empty"),
