@@ -86,7 +86,7 @@ def load(
     """Read an event table for evaluation.
 
     Args:
-        path: CSV, TSV, JSON lines, Parquet or RecBole ``.inter``, plain or gzipped.
+        path: CSV, TSV, JSON lines, Parquet or RecBole ``.inter``, plain or compressed.
         columns: Our column name to the table's, where they differ.
         types: Value of event_type to kind; without it common names are known, and if none occurs all are clicks.
         items: Table of the items (item_id, title, category, ...). Without it ``NAME.item`` beside ``NAME.inter`` and
