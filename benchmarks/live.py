@@ -39,12 +39,12 @@ from models.registry import Registry
 from models.tables import Events
 from state.events import TOPICS
 from streams import options
-from streams.console import progress_bar
+from streams.console import progress_bar, say
 from streams.datasets import read_source
 from streams.read_topic import read_to_end, reader
 from streams.replay import produce_events
 from streams.settings import Settings, load_settings
-from streams.topics import RECOMMENDATIONS, create_topics
+from streams.topics import INVALID_EVENTS, RECOMMENDATIONS, create_topics
 
 PARTITIONS: Final = 8
 DRAIN_SECONDS: Final = 30.0  # for the last answers after the last event
@@ -64,8 +64,10 @@ def main(
 
     Runs on real Kafka where KAFKA_HOME is set, else on the embedded broker.
     """
-    source = read_source(data, load_settings(), columns, types, events, pace).events
-    log = Log.of(source)
+    source = read_source(data, load_settings(), columns, types, events, pace)
+    for remark in source.remarks():
+        say(remark)
+    log = Log.of(source.events)
     with ExitStack() as stack:
         stack.enter_context(processes.unwinding_on_term())
         directory = Path(tempfile.mkdtemp(prefix="recstream-live-"))
@@ -74,14 +76,14 @@ def main(
         broker = stack.enter_context(running_broker(directory / "broker", cores.others))
         machine = describe(broker, cores)
         machine["placement"] = f"worker on core {cores.measured}, broker on {cores.others}, trainer and load on all"
-        answers, sent, versions = _System(broker, cores, directory).run(source, rate)
+        answers, sent, rejected, versions = _System(broker, cores, directory).run(source.events, rate)
     where = places(log, PARTITIONS)
     sent_at = np.full(len(log), np.nan)
     for place, moments in sent.items():
         sent_at[where[place]] = moments
     lists = collect(log, where, answers.values, answers.arrived, K)
     result = {**_figures(log, lists, sent_at), "passes": versions, "rate": rate, "data": os.path.basename(data)}
-    result["machine"] = machine
+    result |= {"skipped": dict(source.events.skipped), "rejected": rejected, "machine": machine}
     _show(result)
     name = f"live-{os.path.basename(data).partition('.')[0]}"
     save(name, result, out, lambda axes: _draw(axes, log.half, result["over_time"]))
@@ -110,8 +112,13 @@ class _System:
 
     def run(
         self, events: Events, rate: float
-    ) -> tuple[Answers, dict[tuple[int, int], NDArray[np.float64]], list[dict[str, Any]]]:
-        """Send a log; returns what came back, when each partition's events were sent, and the versions published."""
+    ) -> tuple[Answers, dict[tuple[int, int], NDArray[np.float64]], dict[str, int], list[dict[str, Any]]]:
+        """Send a log.
+
+        Returns:
+            What came back, when each partition's events were sent, how many the worker refused by reason, and the
+            versions published.
+        """
         everywhere = sorted({*self._cores.measured, *self._cores.others})
         with (
             processes.running(
@@ -125,8 +132,8 @@ class _System:
                 for process, port in ((worker, self._settings.http_port), (trainer, self._settings.trainer_http_port)):
                     processes.wait_until(lambda port=port: _ready(port), process, 120, "ready")  # type: ignore[misc]
             answers = uvloop.run(self._fly(events, rate, (worker, trainer)))
-        sent = uvloop.run(self._sent())
-        return answers, sent, self._versions()
+        sent, rejected = uvloop.run(self._sent()), uvloop.run(self._rejected())
+        return answers, sent, rejected, self._versions()
 
     async def _fly(self, events: Events, rate: float, running: tuple[Measured, ...]) -> Answers:
         async with arriving(self._settings.brokers, RECOMMENDATIONS, PARTITIONS) as arrivals:
@@ -156,6 +163,15 @@ class _System:
                     place = TOPICS.index(record.topic), record.partition
                     moments.setdefault(place, []).append(record.timestamp / 1000)
         return {place: np.array(seconds) for place, seconds in moments.items()}
+
+    async def _rejected(self) -> dict[str, int]:
+        """Events that the worker refused, by the reason their dead letter begins with."""
+        wanted = [TopicPartition(INVALID_EVENTS, partition) for partition in range(PARTITIONS)]
+        reasons: Counter[str] = Counter()
+        async with reader(self._settings, wanted) as consumer:
+            async for records in read_to_end(consumer, wanted):
+                reasons.update(dict(record.headers)["error"].decode().partition(":")[0] for record in records)
+        return dict(reasons)
 
     def _versions(self) -> list[dict[str, Any]]:
         registry = Registry(self._settings.registry)
@@ -201,10 +217,15 @@ def _figures(log: Log, lists: Lists, sent: NDArray[np.float64]) -> dict[str, Any
         "mrr_at_10_where_a_list_was": {name: mrr for name, (_, mrr) in without.items()},
         "events_without_a_list_before": unlisted,
         "unanswered": int((~answered).sum()),
-        "latency_ms": {f"p{share}": round(float(np.percentile(waited_ms, share)), 1) for share in (50, 99)},
+        "latency_ms": {f"p{share}": _percentile(waited_ms, share) for share in (50, 99)},
         "lists_by_version": dict(Counter(name for name in lists.versions if name)),
         "over_time": {"events": ends(len(log)), **{name: curve(found) for name, found in scored.items()}},
     }
+
+
+def _percentile(milliseconds: NDArray[np.float64], share: int) -> float | None:
+    """None where nothing was answered."""
+    return round(float(np.percentile(milliseconds, share)), 1) if len(milliseconds) else None
 
 
 def _show(result: Mapping[str, Any]) -> None:
@@ -223,6 +244,9 @@ def _show(result: Mapping[str, Any]) -> None:
     table(title, ("scored by", "HR@10", "MRR@10", "HR@10 where a list was", "events without one"), rows)
     latency = result["latency_ms"]
     console.print(f"latency p50 {latency['p50']} ms, p99 {latency['p99']} ms; {result['unanswered']} without an answer")
+    refused = ", ".join(f"{reason} {count:,}" for reason, count in result["rejected"].items())
+    if refused:
+        console.print(f"refused by the worker: {refused}")
     by_version = [(name, f"{count:,}") for name, count in result["lists_by_version"].items()]
     table(f"{len(result['passes'])} versions published", ("version", "lists"), by_version)
 

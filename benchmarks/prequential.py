@@ -26,7 +26,7 @@ from benchmarks.quality.log import Log
 from benchmarks.quality.scores import curve, ends, figures
 from benchmarks.quality.stream import stream
 from streams import options
-from streams.console import progress_bar
+from streams.console import progress_bar, say
 from streams.datasets import read_source
 from streams.settings import Settings, load_settings
 
@@ -73,7 +73,10 @@ def main(
 
     torch.set_num_threads(settings.trainer_threads)
     machine = computer()
-    log = Log.of(read_source(data, settings, columns, types, events, pace).events)
+    source = read_source(data, settings, columns, types, events, pace)
+    for remark in source.remarks():
+        say(remark)
+    log = Log.of(source.events)
     ranks, windows = _baselines(log)
     with tempfile.TemporaryDirectory(prefix="recstream-prequential-") as folder:
         learning = LearningPath(settings, Path(folder), train_delay, rate, train_share)
@@ -85,6 +88,7 @@ def main(
     ranks |= streamed.ranks
     result = {
         **_figures(log, ranks),
+        "skipped": dict(source.events.skipped),
         "popularity_windows": windows,
         "frozen_version": streamed.frozen,
         "events_by_version": streamed.versions,

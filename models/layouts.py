@@ -19,7 +19,8 @@ Tables separated by semicolons, with decimal commas or not, and tables in Latin-
 
 import io
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
@@ -87,29 +88,9 @@ def recognise(path: Path, columns: Mapping[str, str] | None, folder: Path) -> La
     Raises:
         TableError: The table cannot be opened.
     """
-    table, notes = TableFile(path), list[str]()
-    first = table.data[:65_536].split(b"\n", 1)[0].decode("utf-8", "replace").strip()
-    if table.format in ("csv", "tsv"):
-        for name, pattern, separator, names in _BARE:
-            if re.fullmatch(pattern, first):
-                copy = folder / f"{path.name.split('.')[0]}.tsv"
-                turned = name == "Amazon ratings" and _items_first(table.data)
-                titles = (names[1], names[0], *names[2:]) if turned else names
-                rows = table.data.replace(separator.encode(), b"\t")
-                copy.write_bytes("\t".join(titles).encode() + b"\n" + rows)
-                return Layout(copy, dict(columns or {}), [f"read as {name}{', items first' if turned else ''}"])
-        if not _is_utf8(table.data):
-            copy = folder / f"latin-{path.name.removesuffix('.gz')}"
-            copy.write_bytes(table.data.decode("latin-1").encode())
-            path, table = copy, TableFile(copy)
-            notes.append("not UTF-8: read as Latin-1")
-        if ";" in first and "," not in first and "\t" not in first:
-            copy = folder / f"{path.name.split('.')[0]}.csv"
-            _without_semicolons(table, copy)
-            path, table = copy, TableFile(copy)
-            if {"sessionId", "itemId", "timeframe", "eventdate"} <= set(table.header()):
-                _diginetica(table, copy)
-                return Layout(copy, dict(columns or {}), ["read as Diginetica: a session is a user"])
+    table, notes, named = straightened(path, folder, columns)
+    if named:
+        return Layout(table.path, dict(columns or {}), notes)
     header = table.header()
     found = dict(columns or {})
     taken = {*found.values(), *(name for name in _NAMES if name in header)}
@@ -124,7 +105,61 @@ def recognise(path: Path, columns: Mapping[str, str] | None, folder: Path) -> La
             notes.append(f"column {match} is read as {ours}")
     if not {"timestamp", found.get("timestamp")} & set(header):
         notes.append(f"no column is known to hold times; there are {', '.join(header[:20])}")
-    return Layout(path, found, notes)
+    return Layout(table.path, found, notes)
+
+
+def straightened(
+    path: Path, folder: Path, columns: Mapping[str, str] | None = None
+) -> tuple[TableFile, list[str], bool]:
+    """A table that has a header, commas or tabs between its values, and UTF-8: the given one, or a copy of it.
+
+    Args:
+        path: The table.
+        folder: Where the copy may be put.
+        columns: Names that are known already; a table whose own columns they are keeps those.
+
+    Returns:
+        The table, what was recognised, and whether the layout is known as a whole: then its columns have our names.
+
+    Raises:
+        TableError: The table cannot be opened.
+    """
+    table, notes = TableFile(path), list[str]()
+    first = table.data[:65_536].split(b"\n", 1)[0].decode("utf-8", "replace").strip()
+    if table.format in ("csv", "tsv"):
+        for name, pattern, separator, names in _BARE:
+            if re.fullmatch(pattern, first):
+                copy = folder / f"{path.name.split('.')[0]}.tsv"
+                turned = name == "Amazon ratings" and _items_first(table.data)
+                titles = (names[1], names[0], *names[2:]) if turned else names
+                rows = table.data.replace(separator.encode(), b"\t")
+                copy.write_bytes("\t".join(titles).encode() + b"\n" + rows)
+                return TableFile(copy), [f"read as {name}{', items first' if turned else ''}"], True
+        if not _is_utf8(table.data):
+            copy = folder / f"latin-{path.name.removesuffix('.gz')}"
+            copy.write_bytes(table.data.decode("latin-1").encode())
+            path, table = copy, TableFile(copy)
+            notes.append("not UTF-8: read as Latin-1")
+        if ";" in first and "," not in first and "\t" not in first:
+            copy = folder / f"{path.name.split('.')[0]}.csv"
+            _without_semicolons(table, copy)
+            path, table = copy, TableFile(copy)
+            if not columns and {"sessionId", "itemId", "timeframe", "eventdate"} <= set(table.header()):
+                _diginetica(table, copy)
+                return TableFile(copy), ["read as Diginetica: a session is a user"], True
+    return table, notes, False
+
+
+@contextmanager
+def named_as(path: Path, folder: Path) -> Iterator[None]:
+    """Let errors name the table that was given, not a copy of it in a folder that is gone afterwards."""
+    try:
+        yield
+    except TableError as error:
+        told = (
+            re.sub(rf"{re.escape(str(folder))}/\S+", str(path), text) for text in (error.what, error.why, error.fix)
+        )
+        raise TableError(*told) from error
 
 
 def _items_first(data: bytes) -> bool:

@@ -1,15 +1,18 @@
-"""Files of tables: CSV, TSV, JSON lines, Parquet and RecBole atomic files, plain or gzipped, as columns of text."""
+"""Files of tables: CSV, TSV, JSON lines, Parquet and RecBole atomic files, plain or compressed, as columns of text."""
 
+import bz2
 import csv
 import gzip
 import io
+import lzma
 import re
 import zlib
 from collections.abc import Collection, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final
 
+import cramjam
 import orjson
 import polars as pl
 
@@ -19,8 +22,11 @@ _SUFFIXES: Final = {
     ".csv": "csv", ".tsv": "tsv", ".tab": "tsv", ".inter": "tsv", ".item": "tsv", ".user": "tsv",
     ".jsonl": "json", ".ndjson": "json", ".json": "json", ".parquet": "parquet", ".pq": "parquet",
 }  # fmt: skip
+_COMPRESSED: Final = (".gz", ".bz2", ".xz", ".zst")
+_PARQUET: Final = b"PAR1"
 _BOM: Final = b"\xef\xbb\xbf"
 _UTF16: Final = (b"\xff\xfe", b"\xfe\xff")
+_VALUE: Final = re.compile(r"-?\d+(\.\d+)?|\d{4}-\d\d-\d\d([T ].*)?")  # no name of a column
 _ATOMIC: Final = re.compile(r":(token|token_seq|float|float_seq)$")  # RecBole headers: user_id:token
 
 
@@ -42,16 +48,14 @@ class TableFile:
     def __init__(self, path: Path) -> None:
         self.path = path
         try:
-            data = path.read_bytes()
-            if data[:2] == b"\x1f\x8b":
-                data = gzip.decompress(data)
+            data = _decompressed(path.read_bytes())
         except FileNotFoundError as exc:
             what = f"There is no table at {path}"
             raise TableError(what, "", "Check the path") from exc
         except IsADirectoryError as exc:
             what = f"{path} is a folder"
             raise TableError(what, "a table is one file", "Name the file in it") from exc
-        except (OSError, EOFError, zlib.error) as exc:
+        except (OSError, EOFError, zlib.error, lzma.LZMAError, cramjam.DecompressionError) as exc:
             what = f"The table {path} cannot be read"
             raise TableError(what, str(exc), "Check its permissions, or compress it again") from exc
         if not data.strip():
@@ -59,7 +63,10 @@ class TableFile:
             raise TableError(what, "it has no header and no rows", "Give a file with rows")
         if data[:4] == b"PK\x03\x04":
             what = f"{path} is a ZIP archive"
-            raise TableError(what, "a table is plain or gzipped", f"unzip {path}, and name the file that was in it")
+            raise TableError(what, "a table is one file", f"unzip {path}, and name the file that was in it")
+        if data[:4] != _PARQUET and data[:2] not in _UTF16 and b"\0" in data[:65_536].split(b"\n", 1)[0]:
+            what = f"{path} is no text"
+            raise TableError(what, f"it begins with {data[:8]!r}", "Give CSV, TSV, JSON lines or Parquet")
         if data[:2] in _UTF16:
             data = data.decode("utf-16", "replace").encode()
         self.data = data.removeprefix(_BOM)
@@ -68,8 +75,8 @@ class TableFile:
             self.data = self._lines_of_array()
 
     def header(self) -> list[str]:
-        """Column names, as the file has them (RecBole's type suffixes taken off)."""
-        return [_ATOMIC.sub("", name) for name in self._raw_header()]
+        """Column names, as the file has them (RecBole's type suffixes and blanks around them taken off)."""
+        return list(self._names(self._raw_header()).values())
 
     def read(self, names: list[str]) -> pl.DataFrame:
         """The named columns; text formats give strings only.
@@ -89,8 +96,14 @@ class TableFile:
                 except pl.exceptions.ComputeError:
                     even = io.BytesIO(self._without_blank_ends())
                     frame = pl.read_csv(even, **self._dialect())  # type: ignore[arg-type]
-                frame = frame.rename({column: _ATOMIC.sub("", column) for column in frame.columns})
+                frame = frame.rename(self._names(frame.columns))
             return frame.select(names)
+
+    @staticmethod
+    def _names(columns: list[str]) -> dict[str, str]:
+        """The names that columns go by."""
+        names = {column: _ATOMIC.sub("", column.strip()) for column in columns}
+        return names if len(set(names.values())) == len(names) else {column: column for column in columns}
 
     @contextmanager
     def _readable(self) -> Iterator[None]:
@@ -124,9 +137,9 @@ class TableFile:
             raise TableError(what, str(exc), fix) from exc
 
     def _format(self) -> str:
-        if self.data[:4] == b"PAR1":
+        if self.data[:4] == _PARQUET:
             return "parquet"
-        suffixes = [suffix for suffix in self.path.suffixes if suffix != ".gz"]
+        suffixes = [suffix for suffix in self.path.suffixes if suffix not in _COMPRESSED]
         known = _SUFFIXES.get(suffixes[-1].lower()) if suffixes else None
         if known:
             return known
@@ -144,8 +157,25 @@ class TableFile:
             if self.format == "json":
                 lines = io.BytesIO(self.data)
                 sample = b"".join(line for line, _ in zip(lines, range(1000), strict=False))
-                return pl.read_ndjson(io.BytesIO(sample), infer_schema_length=None).columns
+                names = dict.fromkeys(pl.read_ndjson(io.BytesIO(sample), infer_schema_length=None).columns)
+                for line in lines:  # a rare key, such as the type of purchases, may come late
+                    with suppress(orjson.JSONDecodeError, TypeError):  # such lines are refused when they are read
+                        names.update(dict.fromkeys(orjson.loads(line)))
+                return list(names)
             return pl.read_csv(io.BytesIO(self.data), n_rows=0, **self._dialect()).columns  # type: ignore[arg-type]
+
+
+def _decompressed(data: bytes) -> bytes:
+    """What was compressed by gzip, bzip2, xz or zstd; other bytes as they are."""
+    if data[:2] == b"\x1f\x8b":
+        return gzip.decompress(data)
+    if data[:3] == b"BZh":
+        return bz2.decompress(data)
+    if data[:6] == b"\xfd7zXZ\0":
+        return lzma.decompress(data)
+    if data[:4] == b"\x28\xb5\x2f\xfd":
+        return bytes(cramjam.zstd.decompress(data))
+    return data
 
 
 def read_columns(path: Path, named: Mapping[str, str], must: Collection[str]) -> pl.DataFrame:
@@ -157,7 +187,7 @@ def read_columns(path: Path, named: Mapping[str, str], must: Collection[str]) ->
         must: Our names of the columns the table must have.
 
     Returns:
-        The columns under our names, temporal ones as they are.
+        The columns under our names, the times of a temporal type as they are.
 
     Raises:
         TableError: The file cannot be read, or a column of ``must`` is not in it.
@@ -167,15 +197,26 @@ def read_columns(path: Path, named: Mapping[str, str], must: Collection[str]) ->
     missing = [named[name] for name in dict.fromkeys(must) if named[name] not in header]
     if missing:
         what = f"The table {path} has no column {', '.join(missing)}"
-        why = f"its columns are {', '.join(header[:30])}"
-        raise TableError(what, why, "Name the table's own columns, for example --columns user_id=uid,timestamp=ts")
+        raise TableError(what, *_why_not(header))
     present = {ours: theirs for ours, theirs in named.items() if theirs in header}
     frame = source.read(list(dict.fromkeys(present.values())))
     return frame.select(_text(frame[theirs], ours) for ours, theirs in present.items())
 
 
+def _why_not(header: list[str]) -> tuple[str, str]:
+    """Why columns are missing from a header, and what to do: without a header or with odd separators no name helps."""
+    if any(_VALUE.fullmatch(name) for name in header):
+        why = f"its first line has values where names should be: {', '.join(header[:30])}"
+        return why, "Put a line with names before it, such as user_id,item_id,timestamp"
+    odd = next((mark for mark in (";", "|", "\t", ",", " ") if mark in header[0]), "") if len(header) == 1 else ""
+    if odd:
+        return f"it has one column, {header[0]!r}", f"Separate values by commas or tabs (a .tsv) instead of {odd!r}"
+    why = f"its columns are {', '.join(header[:30])}"
+    return why, "Name the table's own columns, for example --columns user_id=uid,timestamp=ts"
+
+
 def _text(column: pl.Series, name: str) -> pl.Series:
-    if column.dtype.is_temporal():
+    if column.dtype.is_temporal() and name == "timestamp":
         return column.alias(name)
     if column.dtype.is_float():
         whole = column.cast(pl.Int64, strict=False)  # ids that became floats because some were missing: 12.0 is "12"

@@ -1,4 +1,4 @@
-"""Event tables: CSV, TSV, JSON lines, Parquet and RecBole atomic files, plain or gzipped, as columns in memory.
+"""Event tables: CSV, TSV, JSON lines, Parquet and RecBole atomic files, plain or compressed, as columns in memory.
 
 A table has the columns ``user_id`` and ``item_id`` and may have ``timestamp``, ``event_type``, ``rating``, ``price``,
 ``quantity``, ``session_id`` and ``event_id``; any other column is ignored, and one that is all blank counts as absent.
@@ -121,7 +121,7 @@ def read_table(
     """Read an event table in file order.
 
     Args:
-        path: CSV, TSV, JSON lines, Parquet or RecBole ``.inter``, plain or gzipped; TSV is read without quoting.
+        path: CSV, TSV, JSON lines, Parquet or RecBole ``.inter``, plain or compressed; TSV is read without quoting.
         columns: Our column name to the table's, for those that differ (`parse_columns`).
         types: Value of event_type to kind (`parse_types`); click, view, purchase by default. A table without the
             column is all clicks.

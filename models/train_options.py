@@ -16,7 +16,7 @@ Train a model on a table of events or on a trainer's sample, judge it, and publi
   python -m models.train events.csv.gz --registry data/registry
   torchrun --nproc-per-node 4 -m models.train events.parquet --from nothing --epochs 12
 
-EVENTS is a table (CSV, TSV, JSON lines, Parquet, plain or gzipped, with user_id, item_id and best timestamp and
+EVENTS is a table (CSV, TSV, JSON lines, Parquet, plain or compressed, with user_id, item_id and best timestamp and
 event_type; --columns and --types as for `recstream fit`), or a sample that `recstream trainer` put on disk
 (pass/sample.replay in its directory). Every rank reads it whole: about 30 bytes of memory per event and rank.
 

@@ -168,6 +168,8 @@ def replay(
     require_topics(settings)
     log = read_source(source, settings, columns, types, limit, pace)
     events, skipped = log.events, sum(log.events.skipped.values())
+    for note in log.notes:
+        say(note)
     if log.titles:
         asyncio.run(produce_catalogue(settings, log.titles))
     with progress_bar("replay", len(events), "events") as bar:

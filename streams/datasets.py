@@ -8,12 +8,14 @@ import subprocess
 import sys
 import tempfile
 import zipfile
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
 import numpy as np
 
+from models.layouts import named_as, straightened
 from models.tables import Events, TableError, parse_columns, parse_types, read_recbole, read_table
 from state.errors import RecstreamError
 from streams.settings import Settings, SettingsError
@@ -128,6 +130,17 @@ class Source:
 
     events: Events
     titles: dict[str, str] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+    def remarks(self) -> list[str]:
+        """How the log was read and which rows were not, for people."""
+        skipped = self.events.skipped
+        left_out = ["; ".join((f"{sum(skipped.values()):,} rows skipped", *_reasons(skipped)))] if skipped else []
+        return [*self.notes, *left_out]
+
+
+def _reasons(skipped: Mapping[str, int]) -> list[str]:
+    return [f"{reason}: {rows:,}" for reason, rows in skipped.items()]
 
 
 def read_source(
@@ -150,10 +163,11 @@ def read_source(
 
     Raises:
         SettingsError: a mapping is malformed.
-        TableError: the file cannot be read.
+        TableError: the file cannot be read, or no row of it is an event.
         DataError: the data set cannot be had.
     """
     titles: dict[str, str] = {}
+    notes: list[str] = []
     if name == ML_100K:
         events, titles = read_recbole(ml_100k(settings.cache_dir), ML_100K)
     else:
@@ -162,8 +176,13 @@ def read_source(
             kinds = parse_types(types) if types else None
         except TableError as error:
             raise SettingsError(what=error.what, why=error.why, fix=error.fix) from error
-        events = read_table(name, names, kinds, rows_per_second=pace, start_ms=NO_TIME_START_MS)
+        with tempfile.TemporaryDirectory() as folder, named_as(Path(name), Path(folder)):
+            table, notes, _ = straightened(Path(name), Path(folder), names)
+            events = read_table(table.path, names, kinds, rows_per_second=pace, start_ms=NO_TIME_START_MS)
+    if not len(events):
+        what, why = f"No row of {name} is an event", "; ".join(_reasons(events.skipped)) or "it has none"
+        raise TableError(what, why, "Give a table whose rows have a user, an item, a known type and a readable time")
     events = events.time_ordered()
     if limit is not None and limit < len(events):
         events = events.take(np.arange(limit))
-    return Source(events, titles)
+    return Source(events, titles, notes)

@@ -40,10 +40,12 @@ def fit(
     from streams.fitting import fit_and_publish
 
     place = chosen_device(device)  # before minutes of reading
-    events = read_source(source, settings, columns, types, limit, pace).events
+    log = read_source(source, settings, columns, types, limit, pace)
+    for remark in log.remarks():
+        say(remark)
     summary = fit_and_publish(
         settings,
-        events,
+        log.events,
         cell=model,
         hidden=hidden,
         embedding=embedding,

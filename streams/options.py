@@ -57,7 +57,7 @@ Source = Annotated[
     str,
     typer.Argument(
         metavar="FILE|ml-100k",
-        help="CSV, TSV, JSON lines or Parquet, plain or gzipped; or ml-100k, which is downloaded once",
+        help="CSV, TSV, JSON lines or Parquet, plain or compressed; or ml-100k, which is downloaded once",
         show_default=False,
     ),
 ]

@@ -38,7 +38,7 @@ class PassDone:
 
     Attributes:
         seen: Events seen when it began.
-        serves_from: Events seen when its version was taken up, None when it was not promoted.
+        serves_from: Events seen when its version was taken up, None when it was not promoted or the log ended before.
         trigger: Why it began.
         origin: First fit, fitted anew or fine-tuned.
         events: Events it learnt from, older ones not in each epoch.
@@ -94,7 +94,10 @@ class LearningPath:
         self.failed: list[str] = []
 
     def close(self) -> None:
-        """Release the buffer."""
+        """Release the buffer, and list the pass whose version the log was too short for."""
+        if self._waiting is not None:
+            self.passes.append(self._waiting[1])
+            self._waiting = None
         self._buffer.close()
 
     def take(self, batch: EventBatch, note: Callable[[str], None]) -> ServingModel | None:

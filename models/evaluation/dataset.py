@@ -6,9 +6,7 @@ Unlike a stream, a table of somebody else's has columns and event types that nob
 is guessed and said (`Dataset.notes`): common names of event types, ratings as kinds, missing times.
 """
 
-import re
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -21,7 +19,7 @@ from numpy.typing import NDArray
 from models.evaluation.items import describe
 from models.family.catalogue import Catalogue
 from models.family.coding import MISSING_GAP
-from models.layouts import Layout, recognise
+from models.layouts import Layout, named_as, recognise
 from models.sequences import Histories, histories
 from models.table_files import TableFile, read_columns
 from models.tables import TYPES, UNKNOWN_KIND, Events, TableError, read_table
@@ -88,7 +86,7 @@ def load(
     """Read an event table for evaluation.
 
     Args:
-        path: CSV, TSV, JSON lines, Parquet or RecBole ``.inter``, plain or gzipped.
+        path: CSV, TSV, JSON lines, Parquet or RecBole ``.inter``, plain or compressed.
         columns: Our column name to the table's, where they differ.
         types: Value of event_type to kind; without it common names are known, and if none occurs all are clicks.
         items: Table of the items (item_id, title, category, ...). Without it ``NAME.item`` beside ``NAME.inter`` and
@@ -98,7 +96,7 @@ def load(
     Raises:
         TableError: A table cannot be read, or no event is left.
     """
-    with TemporaryDirectory() as folder, _named_as(path, Path(folder)):
+    with TemporaryDirectory() as folder, named_as(path, Path(folder)):
         layout = recognise(path, columns, Path(folder))
         notes = list(layout.notes)
         if types is None:
@@ -146,18 +144,6 @@ def load(
     ratings = None if ratings is None else ratings[order]
     users = events.users.unique(maintain_order=True).to_list()
     return Dataset(name, source, vocabulary, catalogue, ratings, timed, notes, users, when=order)
-
-
-@contextmanager
-def _named_as(path: Path, folder: Path) -> Iterator[None]:
-    """Let errors name the table that was given, not a copy of it in a folder that is gone afterwards."""
-    try:
-        yield
-    except TableError as error:
-        told = (
-            re.sub(rf"{re.escape(str(folder))}/\S+", str(path), text) for text in (error.what, error.why, error.fix)
-        )
-        raise TableError(*told) from error
 
 
 def _guessed_types(layout: Layout, asked_for: bool, notes: list[str]) -> dict[str, int] | None:

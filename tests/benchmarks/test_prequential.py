@@ -45,3 +45,19 @@ def test_the_program_ranks_a_table_with_other_column_names(
     assert len(result["over_time"]["fused"]) == len(result["over_time"]["events"]) == 50
     assert (tmp_path / "out" / "prequential-walks.json").is_file()
     assert (tmp_path / "out" / "prequential-walks.png").is_file()
+
+
+def test_rows_that_are_left_out_are_counted_in_the_result(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    rows = "".join(f"u{n % 7},i{n % 5},{n},{'share' if n % 4 == 0 else 'view'}\n" for n in range(40))
+    (tmp_path / "few.csv").write_text("user_id,item_id,timestamp,event_type\n" + rows)
+    prequential.main(
+        str(tmp_path / "few.csv"), columns=None, types=None, events=None, batch=500, rate=1000.0, train_delay=None,
+        train_share=1.0, pace=100.0, out=tmp_path / "out", json=True,
+    )  # fmt: skip
+    printed = capsys.readouterr()
+    result = json.loads(printed.out.splitlines()[-1])
+    assert (result["events"], result["skipped"]) == (30, {"unmapped event_type": 10})
+    assert "10 rows skipped; unmapped event_type: 10" in printed.err

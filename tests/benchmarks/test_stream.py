@@ -103,6 +103,11 @@ def test_without_a_delay_a_version_serves_when_the_pass_would_have_ended(tmp_pat
         assert ended - 1 <= done.serves_from <= ended + BATCH + 1  # the seconds are rounded to hundredths
 
 
+def test_a_pass_that_the_log_is_too_short_for_is_listed(tmp_path: Path) -> None:
+    _, learning = run(random_log(600, 30, 40), tmp_path, 10_000)
+    assert [(done.seen, done.trigger, done.serves_from) for done in learning.passes] == [(400, "cold-start", None)]
+
+
 def test_frozen_is_what_served_at_the_half(ran: tuple[Streamed, LearningPath, Log]) -> None:
     streamed, learning, log = ran
     promoted = [done for done in learning.passes if done.serves_from is not None and done.serves_from <= log.half]

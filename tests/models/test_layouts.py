@@ -112,6 +112,13 @@ def test_names_that_are_given_win_and_no_column_serves_twice(tmp_path):
     assert layout.columns == {"item_id": "product_id", "user_id": "user", "timestamp": "time"}
 
 
+def test_the_own_names_of_a_known_table_may_be_given(tmp_path):
+    path = tmp_path / "views.csv"
+    path.write_text("\n".join(LAYOUTS["train-item-views.csv"]))
+    layout = recognise(path, {"user_id": "sessionId", "item_id": "itemId", "timestamp": "eventdate"}, tmp_path)
+    assert read_table(layout.path, layout.columns).items.to_list()[0] == "81766"
+
+
 def test_plain_tables_are_left_alone(tmp_path):
     path = tmp_path / "log.csv"
     path.write_text("user_id,item_id,timestamp,event_type\nu,i,1,view\n")

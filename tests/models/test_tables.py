@@ -1,10 +1,13 @@
+import bz2
 import gzip
 import io
 import json
+import lzma
 from datetime import UTC, date, datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
 
+import cramjam
 import numpy as np
 import polars as pl
 import pytest
@@ -168,6 +171,10 @@ def test_time_order_is_stable_and_carries_every_column(tmp_path: Path) -> None:
     [
         ("e.csv", "uid,item_id\na,x\n", "no column user_id. its columns are uid, item_id.*--columns"),
         ("e.jsonl", '{"uid": "a", "iid": "b"}\n', "no column user_id, item_id. its columns are uid, iid"),
+        ("e.csv", "196,242,881250949\n186,302,891717742\n", "values where names should be: 196, 242.*line with names"),
+        ("e.csv", "u1,2014-04-07T10:51:09Z,i1\n", "values where names should be.*Put a line with names"),
+        ("e.csv", "user_id|item_id\na|x\n", "one column, 'user_id.item_id'.*commas or tabs.*instead of '.'"),
+        ("e.tsv", "user_id,item_id\na,x\n", "one column, 'user_id,item_id'.*instead of ','"),
         ("e.csv", "user_id,item_id,event_type\na,x,cart\nb,y,fav\n", "'cart', 'fav'.*--types"),
         ("e.csv", "user_id,item_id,timestamp\na,x,next week\n", "readable timestamp.*next week.*ISO 8601"),
         ("e.csv", "", "is empty"),
@@ -176,6 +183,10 @@ def test_time_order_is_stable_and_carries_every_column(tmp_path: Path) -> None:
         ("e.csv", "user_id,item_id,x,y\na,b,1,2,3\n", "Line 2 of .* has 5 fields"),
         ("e.tsv", "user_id\titem_id\na\tb\tc\n", "Line 2 of .* has 3 fields"),
         ("e.json", '[{"user_id": 1', "not readable as JSON"),
+        ("e.feather", b"ARROW1\0\0more\n", "is no text.*ARROW1.*Give CSV"),
+        ("e.csv.zst", b"\x28\xb5\x2f\xfd but no more", "cannot be read"),
+        ("e.csv.xz", b"\xfd7zXZ\0 but no more", "cannot be read"),
+        ("e.csv.bz2", b"BZh but no more", "cannot be read"),
         ("e.zip", "PK\x03\x04rest", "is a ZIP archive.*unzip"),
         ("e.csv", b"user_id,item_id\n\xff\xfe,b\n", "not readable as csv"),
         ("e.jsonl", '{"user_id": "a", "item_id": "b"}\nnot json\n', "not readable as json"),
@@ -203,6 +214,36 @@ def test_missing_and_damaged_files_are_named(tmp_path: Path) -> None:
         path.write_bytes(damaged)
         with pytest.raises(TableError, match="cannot be read"):
             read_table(path)
+
+
+@pytest.mark.parametrize(
+    ("suffix", "compress"),
+    [("bz2", bz2.compress), ("xz", lzma.compress), ("zst", cramjam.zstd.compress), ("", bytes)],
+)
+@pytest.mark.parametrize("form", ["csv", "tsv", "jsonl"])
+def test_compressed_files_are_read_whatever_their_name(tmp_path: Path, form: str, suffix: str, compress: Any) -> None:
+    for name in (f"e.{form}.{suffix}", "e"):
+        events = read_table(saved(tmp_path, name, bytes(compress(encoded(ROWS, form)))))
+        assert len(events) == len(read_table(saved(tmp_path, f"plain.{form}", encoded(ROWS, form)))) > 0
+
+
+def test_blanks_around_names_in_a_header_do_not_count(tmp_path: Path) -> None:
+    events = read_table(saved(tmp_path, "e.csv", "user_id, item_id , timestamp\na, x, 1\n"))
+    assert (events.users.to_list(), events.items.to_list(), events.times_ms.tolist()) == (["a"], ["x"], [1000])
+
+
+def test_a_key_that_comes_late_in_json_lines_is_a_column(tmp_path: Path) -> None:
+    lines = ['{"user_id": "a", "item_id": "x", "timestamp": 1}\n'] * 1500
+    lines[1400] = '{"user_id": "a", "item_id": "y", "timestamp": 2, "event_type": "purchase"}\n'
+    events = read_table(saved(tmp_path, "e.jsonl", "".join(lines)), keep_missing=True)
+    assert events.kinds[1400] == 2
+
+
+def test_typed_dates_as_ids_are_text(tmp_path: Path) -> None:
+    frame = pl.DataFrame({"user_id": [date(2024, 5, 1)], "item_id": ["x"], "timestamp": [date(2024, 5, 1)]})
+    frame.write_parquet(tmp_path / "e.parquet")
+    events = read_table(tmp_path / "e.parquet")
+    assert (events.users.to_list(), events.times_ms.tolist()) == (["2024-05-01"], [1_714_521_600_000])
 
 
 def test_lists_as_ids_are_refused(tmp_path: Path) -> None:

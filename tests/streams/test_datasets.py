@@ -130,6 +130,57 @@ def test_a_file_without_times_keeps_its_order_at_the_pace(tmp_path):
     assert (events.times_ms - datasets.NO_TIME_START_MS).tolist() == [0, 500, 1000, 1500, 2000]
 
 
+@pytest.mark.parametrize(
+    ("name", "content", "note"),
+    [
+        ("ratings.dat", "1::1193::5::978300760\n1::661::3::978302109\n", "read as MovieLens ratings.dat"),
+        (
+            "clicks.dat",
+            "1,2014-04-07T10:51:09.277Z,1193,0\n1,2014-04-07T10:54:09.868Z,661,S\n",
+            "read as Yoochoose clicks",
+        ),
+        (
+            "views.csv",
+            "sessionId;userId;itemId;timeframe;eventdate\n1;NA;1193;5;2016-05-09\n1;NA;661;9;2016-05-09\n",
+            "read as Diginetica: a session is a user",
+        ),
+        ("log.csv", "user_id;item_id;timestamp\n1;1193;5\n1;661;9\n", None),
+    ],
+)
+def test_files_that_no_mapping_of_columns_fits_are_read(tmp_path, name, content, note):
+    path = tmp_path / name
+    path.write_text(content)
+    source = read_source(str(path), load_settings())
+    assert source.events.users.to_list() == ["1", "1"]
+    assert source.events.items.to_list() == ["1193", "661"]
+    assert source.remarks() == ([note] if note else [])
+
+
+def test_errors_name_the_given_file_not_a_copy(tmp_path):
+    path = tmp_path / "log.csv"
+    path.write_text("uid;item_id\n1;2\n")
+    with pytest.raises(TableError, match=f"The table {path} has no column user_id"):
+        read_source(str(path), load_settings())
+
+
+@pytest.mark.parametrize(
+    ("content", "why"),
+    [("user_id,item_id\n", "it has none"), ("user_id,item_id\n,a\nb,\n", "missing user_id: 1; missing item_id: 1")],
+)
+def test_a_table_without_an_event_is_refused(tmp_path, content, why):
+    path = tmp_path / "log.csv"
+    path.write_text(content)
+    with pytest.raises(TableError, match=r"No row of .* is an event") as caught:
+        read_source(str(path), load_settings())
+    assert caught.value.why == why
+
+
+def test_rows_left_out_are_said(tmp_path):
+    path = tmp_path / "log.csv"
+    path.write_text("user_id,item_id,event_type\na,1,click\nb,2,share\nc,3,share\n")
+    assert read_source(str(path), load_settings()).remarks() == ["2 rows skipped; unmapped event_type: 2"]
+
+
 @pytest.mark.parametrize("options", [{"columns": "user_id"}, {"columns": "nobody=x"}, {"types": "pv=elsewhere"}])
 def test_a_malformed_mapping_is_a_settings_error(tmp_path, options):
     with pytest.raises(SettingsError):
