@@ -60,14 +60,16 @@ async def send(pipeline, record_batch, offset):
 
 async def test_events_are_answered_and_acknowledged_while_the_disk_stands_still(pipeline, record_batch):
     pipeline.disk.free.clear()
+    await asyncio.sleep(0.02)  # a snapshot is due
     for offset in range(6):
         event = await send(pipeline, record_batch, offset)
         async with asyncio.timeout(5):
             await pipeline._flush()
             await pipeline._flushes.settled()
         assert event.acked
-        await pipeline._snapshots.copy_some(pipeline.in_thread)
-    await until(lambda: pipeline.disk.begun)
+        while pipeline._snapshots.copying:
+            await pipeline._snapshots.copy_some(pipeline.in_thread)
+        await until(lambda: pipeline.disk.begun)
     async with asyncio.timeout(5):
         await pipeline.drain()  # a rebalance waits for no disk either
         await pipeline.assign({4})
