@@ -46,6 +46,7 @@ def test_no_commit_waits_for_a_slow_disk(cluster: Cluster, reference: Reference)
     assert "did not take all snapshots" in worker.output()
 
 
+@pytest.mark.parametrize("cluster", ["embedded"], indirect=True)  # what is tried is the disk; 45 s on each broker
 def test_workers_killed_while_they_write_snapshots(cluster: Cluster, reference: Reference) -> None:
     """On one host: they share a directory, and what one was writing another begins anew."""
     often = {"snapshot_interval_seconds": "0.3"}
