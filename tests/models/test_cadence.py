@@ -1,3 +1,5 @@
+import pytest
+
 from models.cadence import Cadence, CadenceSettings
 from models.drift import Alarm
 
@@ -13,25 +15,22 @@ def test_a_first_model_waits_for_enough_events() -> None:
     assert cadence.due(2_200, 0.0, serving=False) == "cold-start"
 
 
-def test_a_first_model_that_was_rejected_waits_for_a_quarter_more() -> None:
+@pytest.mark.parametrize("failed", [False, True], ids=["rejected", "failed"])
+def test_a_first_model_that_came_to_nothing_waits_for_a_quarter_more(failed: bool) -> None:
     cadence, passes = Cadence(SETTINGS, 0, 0.0), []
     for seen in range(0, 5_001, 100):
         if cadence.due(seen, 0.0, serving=False):
             passes.append(seen)
             cadence.began(seen, 0.0)
-            cadence.rejected()
+            for _ in range(2 if failed else 1):  # a failure is told at every look
+                (cadence.failed if failed else cadence.rejected)()
     assert passes == [2_000, 2_500, 3_200, 4_000, 5_000]
 
 
-def test_a_first_model_that_failed_waits_for_a_quarter_more_or_for_the_most_time() -> None:
-    cadence, passes = Cadence(SETTINGS, 0, 0.0), []
-    for seen in range(0, 5_001, 100):
-        if cadence.due(seen, 0.0, serving=False):
-            passes.append(seen)
-            cadence.began(seen, 0.0)
-            cadence.failed()
-            cadence.failed()  # told at every look
-    assert passes == [2_000, 2_500, 3_200, 4_000, 5_000]
+def test_a_first_model_that_failed_is_tried_again_after_the_most_time_too() -> None:
+    cadence = Cadence(SETTINGS, 0, 0.0)
+    cadence.began(5_000, 0.0)
+    cadence.failed()
     assert cadence.due(5_200, 299.0, serving=False) is None
     assert cadence.due(5_199, 300.0, serving=False) is None
     assert cadence.due(5_200, 300.0, serving=False) == "cold-start"
