@@ -12,7 +12,7 @@ import shutil
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated, Any, Final
@@ -28,7 +28,7 @@ from benchmarks.harness.arrivals import Answers, arriving
 from benchmarks.harness.bench import http_get
 from benchmarks.harness.broker import Broker, free_port, running_broker
 from benchmarks.harness.contenders import TRAINER, WORKER
-from benchmarks.harness.machine import describe
+from benchmarks.harness.machine import computer
 from benchmarks.harness.processes import Measured
 from benchmarks.harness.program import OUT, Json, Out, conclude, run
 from benchmarks.harness.report import console, save, table
@@ -72,10 +72,9 @@ def main(
         stack.enter_context(processes.unwinding_on_term())
         directory = Path(tempfile.mkdtemp(prefix="recstream-live-"))
         stack.callback(shutil.rmtree, directory, ignore_errors=True)
-        cores = processes.split_cores()
-        broker = stack.enter_context(running_broker(directory / "broker", cores.others))
-        machine = describe(broker, cores)
-        machine["placement"] = f"worker on core {cores.measured}, broker on {cores.others}, trainer and load on all"
+        cores = sorted(os.sched_getaffinity(0))
+        broker = stack.enter_context(running_broker(directory / "broker", cores))
+        machine = computer() | {"broker": broker.name, "placement": "left to the system, as where it is used"}
         answers, sent, rejected, versions = _System(broker, cores, directory).run(source.events, rate)
     where = places(log, PARTITIONS)
     sent_at = np.full(len(log), np.nan)
@@ -93,7 +92,7 @@ def main(
 class _System:
     """Broker, worker and trainer."""
 
-    def __init__(self, broker: Broker, cores: processes.Cores, directory: Path) -> None:
+    def __init__(self, broker: Broker, cores: Sequence[int], directory: Path) -> None:
         self._cores, self._directory = cores, directory
         port = free_port(also=1)
         own = {
@@ -119,13 +118,12 @@ class _System:
             What came back, when each partition's events were sent, how many the worker refused by reason, and the
             versions published.
         """
-        everywhere = sorted({*self._cores.measured, *self._cores.others})
         with (
             processes.running(
-                "worker", WORKER, cores=self._cores.measured, log=self._directory / "worker.log", env=self._env
+                "worker", WORKER, cores=self._cores, log=self._directory / "worker.log", env=self._env
             ) as worker,
             processes.running(
-                "trainer", TRAINER, cores=everywhere, log=self._directory / "trainer.log", env=self._env
+                "trainer", TRAINER, cores=self._cores, log=self._directory / "trainer.log", env=self._env
             ) as trainer,
         ):
             with console.status("worker and trainer join"):

@@ -17,7 +17,7 @@ from benchmarks.harness.machine import computer
 from benchmarks.harness.processes import ROOT
 from benchmarks.harness.program import OUT, Json, Out, conclude, run
 from benchmarks.harness.quality_cells import Cell, fill, measure_costs, wanted_seeds
-from benchmarks.harness.quality_report import collect, write
+from benchmarks.harness.quality_report import collect, keep_published, write
 from benchmarks.harness.recbole_models import RECBOLE_MODELS, fill_recbole
 from benchmarks.harness.report import console
 from models.evaluation.dataset import Dataset, load
@@ -50,6 +50,8 @@ def main(
 ) -> None:
     """Fill the table and write quality.md, quality.json and quality-pareto.png from all cells there are.
 
+    Rows of the quality.json in --out for which there is no cell stay, when they had the same --effort.
+
     For example `python -m benchmarks.quality_table ml-100k beauty_events.tsv.gz --seeds 3`
     """
     torch.set_num_threads(1)
@@ -76,8 +78,10 @@ def main(
                     if monotonic() < until:
                         left = until - monotonic()
                         fill_recbole(cells, log, protocol, name, recbole_epochs, left, device, console.print)
-    result = collect(cells, logs, named, [*with_copies(list(MODELS)), *RECBOLE_MODELS], list(range(seeds)))
+    order = [*with_copies(list(MODELS)), *RECBOLE_MODELS]
+    result = collect(cells, logs, named, order, list(range(seeds)))
     result |= {"effort": effort, "machine": computer()}
+    keep_published(result, out, order)
     write(result, out)
     conclude(result, json)
 

@@ -35,7 +35,8 @@ _OPENING: Final = """# Quality of every model
     {command}
 
 fills the table cell by cell (data set, protocol, model, seed), goes on where it was interrupted and writes this page,
-`quality.json` and `quality-pareto.png` from the cells there are. The same figures of one data set come from
+`quality.json` and `quality-pareto.png` from the cells there are, and from the rows of the `quality.json` before for which
+there are none. The same figures of one data set come from
 `recstream evaluate DATA --models all --protocol leave-one-out --seeds 3 --json`. `ml-100k` is downloaded by pip;
 `{example}` stands for Amazon Beauty, 5-core, in S3Rec's preparation.
 
@@ -69,6 +70,26 @@ def collect(
                     found[model] = figures
             tables.setdefault(log.name, {})[protocol] = found
     return {"data": described, "tables": tables}
+
+
+def keep_published(result: dict[str, Any], out: Path, order: Sequence[str]) -> None:
+    """Add the rows of the ``quality.json`` in `out` for which no cell is at hand, such as RecBole's, which took days.
+
+    Args:
+        result: What `collect` found, with its ``effort``; changed in place.
+        out: Where the page is.
+        order: Of the models in a table.
+    """
+    path = out / f"{NAME}.json"
+    before: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    if before.get("effort") != result["effort"]:
+        return
+    for name, protocols in before["tables"].items():
+        result["data"].setdefault(name, before["data"][name])
+        tables = result["tables"].setdefault(name, {})
+        for protocol, models in protocols.items():
+            found = {**models, **tables.get(protocol, {})}
+            tables[protocol] = {model: found[model] for model in order if model in found}
 
 
 def write(result: dict[str, Any], out: Path) -> None:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from benchmarks.harness.quality_cells import Cell, fill, measure_costs, pooled, store, wanted_seeds
-from benchmarks.harness.quality_report import collect, markdown, write
+from benchmarks.harness.quality_report import collect, keep_published, markdown, write
 from benchmarks.harness.recbole_models import RECBOLE_MODELS, histories_before, longest_history, write_samples
 from benchmarks.quality_table import groups, with_copies
 from models.evaluation.metrics import accuracy
@@ -77,6 +77,31 @@ def test_the_page_tells_seeds_goals_and_what_was_not_measured(tmp_path) -> None:
     write(result, tmp_path / "out")
     assert {path.name for path in (tmp_path / "out").iterdir()} == {"quality.md", "quality.json", "quality-pareto.png"}
     assert json.loads((tmp_path / "out" / "quality.json").read_text())["tables"] == result["tables"]
+
+
+def test_rows_without_a_cell_are_kept_from_the_page_before(tmp_path) -> None:
+    fill(tmp_path / "cells", LOG, "leave-one-out", ["markov"], 0, 1e-6, "cpu", quiet)
+    models = ["popularity", "markov", "gru"]
+    now = collect(tmp_path / "cells", [LOG], ["leave-one-out"], models, [0]) | {"effort": 1.0}
+    mine = now["tables"]["test"]["leave-one-out"]["markov"]
+    before = {
+        "effort": 1.0,
+        "data": {"test": {"users": 1}, "other": {"users": 7}},
+        "tables": {
+            "test": {"leave-one-out": {"gru": {"note": "kept"}, "markov": {"note": "old"}, "gone": {"note": "no model"}}},
+            "other": {"time-split": {"popularity": {"note": "kept"}}},
+        },
+    }  # fmt: skip
+    keep_published(now, tmp_path, models)  # there is no page yet
+    assert list(now["tables"]) == ["test"]
+    (tmp_path / "quality.json").write_text(json.dumps(before | {"effort": 0.5}))
+    keep_published(now, tmp_path, models)  # not comparable
+    assert list(now["tables"]) == ["test"]
+    (tmp_path / "quality.json").write_text(json.dumps(before))
+    keep_published(now, tmp_path, models)
+    assert list(now["tables"]["test"]["leave-one-out"].items()) == [("markov", mine), ("gru", {"note": "kept"})]
+    assert now["tables"]["other"] == {"time-split": {"popularity": {"note": "kept"}}}
+    assert now["data"]["test"]["users"] == 20 and now["data"]["other"]["users"] == 7
 
 
 def test_recbole_learns_the_same_events_and_is_asked_the_same(tmp_path) -> None:
