@@ -10,12 +10,19 @@ MICROSECONDS_ABOVE: Final = 1e14  # as milliseconds the year 5138
 NANOSECONDS_ABOVE: Final = 1e17
 _WRITTEN: Final = (  # other ways of writing times; where several read as many, the first counts
     "%m/%d/%Y %H:%M", "%d/%m/%Y %H:%M", "%m/%d/%Y %H:%M:%S", "%d/%m/%Y %H:%M:%S", "%m/%d/%Y", "%d/%m/%Y",
-    "%m/%d/%Y %I:%M:%S %p", "%Y/%m/%d %H:%M:%S", "%Y/%m/%d %H:%M", "%Y/%m/%d",
-    "%d.%m.%Y %H:%M:%S", "%d.%m.%Y %H:%M", "%d.%m.%Y",
+    "%m/%d/%Y %I:%M:%S %p", "%m/%d/%Y %I:%M %p", "%m/%d/%y %H:%M", "%d/%m/%y %H:%M", "%m/%d/%y", "%d/%m/%y",
+    "%Y/%m/%d %H:%M:%S", "%Y/%m/%d %H:%M", "%Y/%m/%d",
+    "%Y-%m-%d %H:%M:%S", "%Y-%m-%d %H:%M", "%Y-%m-%d",
+    "%d.%m.%Y %H:%M:%S", "%d.%m.%Y %H:%M", "%d.%m.%Y", "%d.%m.%y %H:%M", "%d.%m.%y",
+    "%d-%b-%Y %H:%M:%S", "%d-%b-%Y %H:%M", "%d-%b-%Y", "%d-%b-%y", "%d %b %Y", "%d/%b/%Y:%H:%M:%S %z",
     "%d-%m-%Y %H:%M:%S", "%d-%m-%Y %H:%M", "%d-%m-%Y", "%m %d, %Y", "%b %d, %Y", "%B %d, %Y",
     "%a %b %d %H:%M:%S %z %Y",
 )  # fmt: skip
-_DAYS: Final = (19_000_101, 21_001_231)  # whole numbers in between are YYYYMMDD: as seconds they are a few days of 1970
+_DIGITS: Final = (  # whole numbers of these ranges are days and moments written without marks
+    (19_000_101, 21_001_231, "%Y%m%d"),  # as seconds they are a few days of 1970
+    (190_001_010_000, 210_012_312_359, "%Y%m%d%H%M"),  # as milliseconds the year 1976
+    (19_000_101_000_000, 21_001_231_235_959, "%Y%m%d%H%M%S"),  # as milliseconds the years 2572 to 2635
+)
 LATEST_MS: Final = 253_402_300_799_999  # the end of the year 9999, the last that ISO 8601 and datetime can write
 
 
@@ -41,8 +48,9 @@ def moments_ms(column: pl.Series) -> pl.Series:
     else:
         numbers = column.cast(pl.Float64, strict=False)
         numbers = numbers.set(~numbers.is_finite(), None)
-        if _are_days(numbers):
-            times = _days_ms(numbers)
+        written = _digits_ms(numbers)
+        if written is not None:
+            times = written
         elif 2 * numbers.count() >= column.count():
             times = (numbers * _milliseconds_per_unit(numbers)).round().cast(pl.Int64, strict=False)
         else:
@@ -63,17 +71,15 @@ def _milliseconds_per_unit(numbers: pl.Series) -> float:
     return 1.0 if size > MILLISECONDS_ABOVE else 1e3
 
 
-def _are_days(numbers: pl.Series) -> bool:
-    if not numbers.count() or not numbers.drop_nulls().is_between(*_DAYS).all():
-        return False
-    return _days_ms(numbers).null_count() == numbers.null_count()
-
-
-def _days_ms(numbers: pl.Series) -> pl.Series:
-    """Milliseconds of days written 20240531, null where there is no such day."""
-    days = numbers.cast(pl.Int64, strict=False)
-    words = days.set(days != numbers, None).cast(pl.String)
-    return words.str.to_date("%Y%m%d", strict=False).cast(pl.Datetime("ms")).cast(pl.Int64)
+def _digits_ms(numbers: pl.Series) -> pl.Series | None:
+    """Milliseconds of days written 20240531 and moments written 20240531123000; None where one is none."""
+    for least, most, way in _DIGITS:
+        if numbers.count() and numbers.drop_nulls().is_between(least, most).all():
+            whole = numbers.cast(pl.Int64, strict=False)
+            words = whole.set(whole != numbers, None).cast(pl.String)
+            times = words.str.to_datetime(way, strict=False, time_unit="ms").cast(pl.Int64)
+            return times if times.null_count() == numbers.null_count() else None
+    return None
 
 
 def _words_ms(words: pl.Series) -> pl.Series:
@@ -86,6 +92,7 @@ def _words_ms(words: pl.Series) -> pl.Series:
         read = words.str.to_datetime(way, strict=False, time_unit="ms", time_zone="UTC" if zoned else None).cast(
             pl.Int64
         )
+        read = read.set(~read.is_between(0, LATEST_MS), None)  # the year 20 is one of two digits, for another way
         if read.count() > best.count():
             best = read
     return best

@@ -110,7 +110,7 @@ def evaluate(
     place = chosen_device(device)
     if out is not None:
         _require_plots(out)
-    given = _model_settings(settings or [])
+    given = _model_settings(settings or [], list(MODELS))
     log = read_log(data, columns, types, items, limit)
     if gap is None:
         gap, why = usual_gap(log.source)
@@ -171,7 +171,7 @@ def read_log(data: str, columns: str | None, types: str | None, items: Path | No
     return log
 
 
-def _model_settings(files: list[Path]) -> dict[str, dict[str, Any]]:
+def _model_settings(files: list[Path], known: list[str]) -> dict[str, dict[str, Any]]:
     """Settings by model from JSON files ``{"gru": {"hidden": 192}}``; later files count."""
     found: dict[str, dict[str, Any]] = {}
     for file in files:
@@ -181,6 +181,10 @@ def _model_settings(files: list[Path]) -> dict[str, dict[str, Any]]:
         except (OSError, TypeError, ValueError, AttributeError) as error:
             what = f"{file} holds no settings of models"
             raise SettingsError(what, str(error), "Write it with: recstream tune DATA --out FILE") from error
+        unknown = [name for name in found if name not in known]
+        if unknown:
+            what, why = f"{file} has settings of {unknown[0]!r}, which is no model", f"they are {', '.join(known)}"
+            raise SettingsError(what, why, 'Write {"gru": {"hidden": 192}}; smaller copies take those of the whole')
     return found
 
 

@@ -6,6 +6,7 @@ Unlike a stream, a table of somebody else's has columns and event types that nob
 is guessed and said (`Dataset.notes`): common names of event types, ratings as kinds, missing times.
 """
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -159,7 +160,8 @@ def _guessed_types(layout: Layout, asked_for: bool, notes: list[str]) -> dict[st
         return None
     values = read_columns(layout.path, {"event_type": name}, ("event_type",))["event_type"]
     found = values.drop_nulls().unique(maintain_order=True).to_list()
-    known = {value: _SYNONYMS[value.lower()] for value in found if value.lower() in _SYNONYMS}
+    plain = {value: re.sub(r"[\s_-]+", "_", value.lower()) for value in found}  # Add To Cart, add-to-cart
+    known = {value: _SYNONYMS[word] for value, word in plain.items() if word in _SYNONYMS}
     if known or not found:
         if any(value not in TYPES for value in known):
             notes.append("event types as usual: " + ", ".join(f"{v} is a {_word(k)}" for v, k in known.items()))

@@ -100,6 +100,7 @@ class Background:
         total = max(int(reach[-1]) if len(reach) else 0, 1)
         group[order[reach <= _GROUPS[1] * total]] = 1
         group[order[reach <= _GROUPS[0] * total]] = 0
+        group[counts > _GROUPS[0] * total] = 0  # more than the head's share by itself
         user_counts = np.zeros((past.users, 3))
         np.add.at(user_counts, (users, group[past.items]), 1.0)
         return cls(counts, sketch, user_counts, group)
@@ -180,11 +181,13 @@ def _some(count: int) -> NDArray[np.int64]:
 
 
 def _diversity(lists: NDArray[np.int32], sketch: NDArray[np.float32]) -> float:
-    vectors = sketch[lists[_some(len(lists))]]  # (S, L, 256)
-    vectors = vectors / np.maximum(np.linalg.norm(vectors, axis=2, keepdims=True), 1e-9)
-    length = lists.shape[1]
-    if length < 2:
+    chosen = lists[_some(len(lists))]
+    length = (chosen > 0).sum(1)
+    chosen, length = chosen[length > 1], length[length > 1]
+    if not len(chosen):
         return 0.0
+    vectors = sketch[chosen]  # (S, L, 256), zeros in blank places
+    vectors = vectors / np.maximum(np.linalg.norm(vectors, axis=2, keepdims=True), 1e-9)
     alike = vectors @ vectors.transpose(0, 2, 1)  # (S, L, L)
     mean = (alike.sum((1, 2)) - np.trace(alike, axis1=1, axis2=2)) / (length * (length - 1))
     return float(np.clip(1 - mean.mean(), 0, 1))  # a sketch is a little off
@@ -192,21 +195,22 @@ def _diversity(lists: NDArray[np.int32], sketch: NDArray[np.float32]) -> float:
 
 def _personalisation(lists: NDArray[np.int32]) -> float:
     chosen = lists[_some(len(lists))]
-    if len(chosen) < 2:
+    length = float((chosen > 0).sum(1).mean())
+    if len(chosen) < 2 or not length:
         return 0.0
     times = np.bincount(chosen[chosen > 0].ravel()).astype(np.float64)
     pairs = len(chosen) * (len(chosen) - 1)
-    return float(1 - (times * (times - 1)).sum() / pairs / chosen.shape[1])
+    return float(1 - (times * (times - 1)).sum() / pairs / length)
 
 
 def _calibration(lists: NDArray[np.int32], users: NDArray[np.int64], background: Background) -> float:
     had = background.user_counts[users]  # (K, 3)
-    known = had.sum(1) > 0
+    known = (had.sum(1) > 0) & (lists > 0).any(1)
     if not known.any():
         return 0.0
     had = had[known] / had[known].sum(1, keepdims=True)
-    groups = background.group[lists[known]]  # (K, L)
-    got = np.stack([(groups == number).mean(1) for number in range(3)], axis=1)
+    groups = np.where(lists[known] > 0, background.group[lists[known]], -1)  # (K, L), blank places in none
+    got = np.stack([(groups == number).sum(1) for number in range(3)], axis=1) / (groups >= 0).sum(1, keepdims=True)
     middle = (had + got) / 2
 
     def divergence(p: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -18,7 +18,7 @@ from models.evaluation.judging import Judgement, judge
 from models.evaluation.metrics import Background, accuracy, beyond, rounded
 from models.evaluation.prequential import prequential
 from models.evaluation.ratings import rating_errors
-from models.evaluation.splits import JUDGED, Protocol, Split, split_by
+from models.evaluation.splits import JUDGED, Protocol, Split, split_by, thinned
 from models.evaluation.tasks import head_notes, mean_of, task_figures, teachable
 from models.family.compression import KINDS, require_kind
 from models.family.interface import Lesson, SequenceModel
@@ -196,7 +196,8 @@ def _run(data: Dataset, name: str, split: Split, settings: Settings, report: Rep
                 outcome.model, data.source, split.judged, lambda share: progress(0.9 + 0.1 * share, "ranking"), open_
             )
             if data.ratings is not None:
-                outcome.validations.append(judge(outcome.model, data.source, split.validation))
+                read_by = thinned(data.source, split.validation, settings.judged)
+                outcome.validations.append(judge(outcome.model, data.source, read_by))
             outcome.heads.append(task_figures(outcome.model, data, split))
         outcome.judgements.append(judgement)
         outcome.seconds += settings.clock() - started + spent

@@ -62,7 +62,8 @@ class RecentItems(SequenceModel):
         gains = []
         for half_life in choices if len(choices) > 1 else []:
             self._recount(known, half_life)
-            rank = (self.popularity[None, UNKNOWN_ROW + 1 :] > self.popularity[wanted, None]).sum(1) + 1
+            ordered = np.sort(self.popularity[UNKNOWN_ROW + 1 :])
+            rank = len(ordered) - np.searchsorted(ordered, self.popularity[wanted], side="right") + 1
             gains.append((1 / np.log2(rank + 1))[rank <= 10].sum())
         self._recount(rows, choices[int(np.argmax(gains))] if gains else 0.0)
 

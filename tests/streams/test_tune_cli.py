@@ -48,12 +48,15 @@ def test_what_was_found_is_printed_kept_and_understood_by_evaluate(log, tmp_path
         (["evaluate", "LOG", "--models", "gru", "--settings", "LOG"], 2, "holds no settings"),
         (["evaluate", "LOG", "--models", "gru", "--settings", "missing.json"], 2, "holds no settings"),
         (["evaluate", "LOG", "--models", "gru", "--settings", "WRONG"], 1, "cannot be built with layers=2"),
+        (["evaluate", "LOG", "--models", "gru", "--settings", "UNKNOWN"], 2, "settings of 'GRU', which is no model"),
     ],
 )
 def test_mistakes_are_said_with_their_fix(log, tmp_path, arguments, status, words):
     wrong = tmp_path / "wrong.json"
     wrong.write_text('{"gru": {"layers": 2}}')
-    files = {"LOG": str(log), "WRONG": str(wrong)}
+    unknown = tmp_path / "unknown.json"
+    unknown.write_text('{"GRU": {"hidden": 16}}')
+    files = {"LOG": str(log), "WRONG": str(wrong), "UNKNOWN": str(unknown)}
     result = run(*(files.get(argument, argument) for argument in arguments))
     assert result.exit_code == status
     assert words in result.stderr

@@ -26,6 +26,11 @@ def test_usual_event_types_are_understood_and_said(tmp_path):
     assert any("1 rows left out" in note for note in data.notes)
 
 
+def test_event_types_may_be_written_with_blanks_and_marks(tmp_path):
+    lines = ["user_id,item_id,event_type", "u,a,Page View", "u,b,Add To Cart", "u,c,add-to-cart", "u,d,PURCHASE"]
+    assert load(table(tmp_path / "a.csv", lines)).source.kinds.tolist() == [VIEW, CLICK, CLICK, PURCHASE]
+
+
 def test_unknown_event_types_are_all_clicks(tmp_path):
     data = load(table(tmp_path / "a.csv", ["user_id,item_id,event_type", "u,a,zap", "u,b,zop"]))
     assert data.source.kinds.tolist() == [CLICK, CLICK]

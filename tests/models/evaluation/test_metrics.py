@@ -70,3 +70,21 @@ def test_blank_places_of_short_lists_do_not_count():
     background = Background.of(histories([[1, 2, 3]]), 4)
     found = beyond(ranking([[1, 0, 0], [2, 0, 0]]), np.array([0, 0]), background)
     assert found["coverage@10"] == pytest.approx(2 / 3)
+
+
+def test_short_lists_are_measured_by_the_items_they_hold():
+    users = [[1, 2]] * 40 + [[1]] * 20
+    background = Background.of(histories(users), 3)
+    owners = np.array([0, 1])
+    full = beyond(ranking([[1, 2], [1, 2]]), owners, background)
+    short = beyond(ranking([[1, 2, 0, 0, 0], [1, 2, 0, 0, 0]]), owners, background)
+    for name in ("diversity@10", "personalisation@10", "calibration@10"):
+        assert short[name] == pytest.approx(full[name])
+    blank = beyond(ranking([[0, 0], [0, 0]]), owners, background)
+    assert blank["diversity@10"] == blank["personalisation@10"] == blank["calibration@10"] == 0
+
+
+def test_an_item_of_most_events_is_in_the_head():
+    background = Background.of(histories([[1] * 85 + list(range(2, 17))]), 17)
+    assert background.group[1] == 0
+    assert set(background.group[2:]) == {2}

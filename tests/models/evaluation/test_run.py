@@ -2,10 +2,12 @@ import json
 
 import numpy as np
 import pytest
+from torch import Tensor
 
 from models.evaluation.dataset import Dataset
 from models.evaluation.run import Settings, evaluate
 from models.evaluation.splits import PROTOCOLS
+from models.family.counting import Markov
 from models.family.registry import MODELS
 from state.errors import RecstreamError
 from tests.models.evaluation.walks import dataset, histories, ring
@@ -120,6 +122,30 @@ def test_ratings_are_judged_where_there_are_some():
     data = Dataset(plain.name, source, plain.vocabulary, plain.catalogue, ratings)
     errors = run(data, ["markov"])["models"]["markov"]["ratings"]
     assert 0 < errors["mae"] <= errors["rmse"] < 1.5  # the rating follows from the item
+
+
+class Counted(Markov):
+    """Markov's chain, with a note of how many rankings it was asked for."""
+
+    asked = 0
+
+    def item_scores(self, queries: Tensor) -> Tensor:
+        Counted.asked += len(queries)
+        return super().item_scores(queries)
+
+
+def test_ratings_are_read_by_no_more_events_than_are_judged(monkeypatch):
+    monkeypatch.setitem(MODELS, "markov", Counted)
+    source = ring(users=400, length=4)
+    plain = dataset(source)
+    data = Dataset(plain.name, source, plain.vocabulary, plain.catalogue, (source.items % 5 + 1).astype(np.float32))
+    asked = []
+    for rated in (plain, data):
+        Counted.asked = 0
+        body = run(rated, ["markov"], judged=30)
+        asked.append(Counted.asked)
+    assert "ratings" in body["models"]["markov"]
+    assert asked[1] - asked[0] == 30  # and not the 400 events there are for validation
 
 
 def test_progress_is_told_by_model_and_grows():

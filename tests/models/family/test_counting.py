@@ -1,3 +1,5 @@
+import tracemalloc
+
 import numpy as np
 import pytest
 import torch
@@ -65,6 +67,18 @@ def test_popularity_decays_only_where_that_foretells_more():
     steady = Popularity(ITEMS)
     steady.fit(lesson(walks(), timed=False))
     assert steady.half_life == 0
+
+
+def test_choosing_a_half_life_needs_no_table_of_events_and_items():
+    rng, items = np.random.default_rng(0), 200_001
+    source = one_user([*rng.integers(1, items, 4000), *rng.integers(1, items, 1000)])
+    told = lesson(source, held_out=1000, items=2)
+    model = Popularity(items)
+    tracemalloc.start()
+    model.fit(told)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 8 * 8 * items  # a few columns; a table of 1000 events had 200 MB
 
 
 def test_decayed_popularity_learnt_in_parts_is_that_learnt_at_once():
