@@ -113,8 +113,18 @@ async def test_a_version_that_cannot_be_loaded_leaves_the_test_as_it_is(
         first = fit(buffer, registry, epochs=1)
         await watch.look(now=True)
         second = fit(buffer, registry, seed=2, epochs=1)
-        (tmp_path / "registry" / second / "weights.safetensors").write_bytes(b"")
+        weights = tmp_path / "registry" / second / "weights.safetensors"
+        whole = weights.read_bytes()
+        weights.write_bytes(b"")
         await watch.look(now=True)
         assert watch.serving == first
         assert second in caplog.text
+        told = len(caplog.records)
+        await watch.look(now=True)  # neither read nor told of again at each look
+        weights.write_bytes(whole)
+        await watch.look(now=True)
+        assert watch.serving == first and len(caplog.records) == told
+        watch._retry_at = 0.0  # a minute later
+        await watch.look(now=True)
+        assert watch.serving == second
         await watch.stop()
