@@ -81,16 +81,19 @@ class LiveWatch:
             name = await asyncio.to_thread(self._registry.current)
             if name == self.serving or (name == self._refused and self._looked_at < self._retry_at):
                 return
-            live = None if name is None else LiveTest(await asyncio.to_thread(self._registry.load, name))
+            version = None if name is None else await asyncio.to_thread(self._registry.load, name)
+            live = None if version is None else LiveTest(version)
         except RecstreamError as error:
             log.error("%s", error)
             if not isinstance(error, StorageRefused):
                 self._refused, self._retry_at = name or "", time.monotonic() + _RETRY_SECONDS
             return
         self.serving, self._live = name, live
-        if name is not None:
-            self._metrics.model.info({"version": name})
-            log.info("%s serves", name)
+        if version is not None:
+            # After a restart too: what was spent before it counts.
+            self._metrics.epsilon.set(version.metrics.get("epsilon", 0.0))
+            self._metrics.model.info({"version": version.name})
+            log.info("%s serves", version.name)
 
     def test(self, now: float) -> None:
         """Ask the serving version for the newest events, in a thread, when enough of them have come in."""

@@ -8,6 +8,7 @@ import pytest
 
 from models.drift import Alarm
 from models.finetune import fine_tune
+from models.network import Network, NetworkConfig
 from models.registry import Registry
 from state.replay_buffer import ReplayBuffer
 from streams.live_watch import LiveWatch
@@ -101,6 +102,18 @@ async def test_an_alarm_tells_how_many_events_ago_it_was_and_not_how_many_tested
             foretold.alarm = Alarm(1_000, 0.2, 0.1, tested) if start == 2_500 else None
             _, alarm = await one_test(watch)
         assert isinstance(alarm, Alarm) and alarm.width == ago
+        await watch.stop()
+
+
+async def test_privacy_spent_on_the_serving_version_is_told_by_a_trainer_just_started(tmp_path: Path) -> None:
+    registry, metrics = Registry(tmp_path / "registry"), TrainerMetrics()
+    network = Network(NetworkConfig(items=2, hidden=4, embedding=2))
+    with ReplayBuffer(tmp_path / "buffer") as buffer:
+        watch = LiveWatch(registry, buffer, metrics)
+        for figures, spent in (({"epsilon": 2.5}, 2.5), ({}, 0.0)):
+            registry.publish(network, ["", "tea"], figures, {"privacy": figures})
+            await watch.look(now=True)
+            assert metrics.registry.get_sample_value("recstream_trainer_epsilon") == spent
         await watch.stop()
 
 
