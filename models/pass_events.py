@@ -19,14 +19,15 @@ LOG_FIELDS: Final = ("log", "seen", "offsets", "since", "fitted_seen")  # of a l
 
 
 def lineage_in(log_id: str, seen: int, lineage: Mapping[str, Any]) -> dict[str, Any]:
-    """A lineage without its places in the log where that is another log than this: the trainer's buffer was lost.
+    """A lineage without its places in the log where that is another log than this: the buffer was lost or restored.
 
     Args:
         log_id: Which log this is.
         seen: Events it has counted.
         lineage: Of a version; one of an earlier release does not say of which log, and is believed what can be.
     """
-    same = lineage["log"] == log_id if "log" in lineage else int(lineage.get("seen", 0)) <= seen
+    # One that has counted less was restored from a copy: what came in between may never come again.
+    same = lineage.get("log", log_id) == log_id and int(lineage.get("seen", 0)) <= seen
     return {name: value for name, value in lineage.items() if same or name not in LOG_FIELDS}
 
 

@@ -1,3 +1,4 @@
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,7 @@ from models.finetune import Step
 from models.job import Job, LearnSettings, fine_settings
 from models.learner import Learner
 from models.registry import Registry, Summary
-from state.replay_buffer import ReplayBuffer
+from state.replay_buffer import ReplayBuffer, ReplaySettings
 from tests.models.learning import FINE, SETTINGS, a_buffer, feed, learner_in, run, stream
 
 
@@ -100,6 +101,26 @@ def test_learning_goes_on_by_time_when_the_buffer_was_lost(begun: tuple[Learner,
         feed(again, rows[1_750:1_850])
         job = learner.begin(again, "events")
         assert job is not None and job.sample.recent.sum() == 400  # four times what is new
+
+
+def test_learning_goes_on_when_the_buffer_was_restored_from_a_copy(
+    begun: tuple[Learner, ReplayBuffer], tmp_path: Path
+) -> None:
+    learner, buffer = begun
+    buffer.commit()
+    shutil.copytree(tmp_path / "buffer", tmp_path / "copy")
+    run(learner, learner.begin(buffer, "cold-start"))
+    rows = stream(5_000)
+    feed(buffer, rows[1_500:4_000])
+    serving = run(learner, learner.begin(buffer, "events"))
+    assert serving.promoted and serving.lineage["seen"] == 4_000
+    with ReplayBuffer(tmp_path / "copy", ReplaySettings(capacity=50_000)) as restored:
+        assert (restored.log_id, restored.seen) == (buffer.log_id, 1_500)
+        restored.pass_over("clicks", 0, 4_000)  # the topics hold no more of what came in between
+        feed(restored, rows[4_000:])
+        job = learner.begin(restored, "events")
+        assert job is not None and not job.anew
+        assert run(learner, job).lineage["parent"] == serving.version
 
 
 def test_versions_of_a_release_that_did_not_name_its_log_are_gone_on_from(
