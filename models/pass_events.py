@@ -57,7 +57,10 @@ def new_to(lineage: Mapping[str, Any], sample: Sample) -> NDArray[np.bool_]:
         arrival = sample.seen - len(recent) + np.arange(len(recent))
         return arrival >= int(lineage["seen"])
     # Made from a table, or from a log that was lost: its events may come by again.
-    newer: NDArray[np.bool_] = sample.times_ms[recent] > int(lineage.get("newest_ms", -1))
+    newest_ms = int(lineage.get("newest_ms", -1))
+    if (born_ms := lineage.get("created_ms")) is not None:  # a wrong date in a table must not put off learning for ever
+        newest_ms = min(newest_ms, int(born_ms))
+    newer: NDArray[np.bool_] = sample.times_ms[recent] > newest_ms
     return newer
 
 
