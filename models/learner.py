@@ -152,9 +152,11 @@ class Learner:
         recent = min(recent, seen - since)
         reservoir = min(settings.fine.epochs * min(reservoir, recent), seen - since - recent)
         sample = buffer.sample(recent, reservoir, _seed(settings.seed, seen), since)
-        digest = hashlib.sha256(f"{parent} {seen} {trigger} {sorted(sample.offsets.items())}".encode())
+        # Of the turn and the settings too: what an operator rolled back or has changed since is another pass.
+        origin = f"{parent} {turn} {seen} {trigger} {sorted(sample.offsets.items())} {settings}"
+        identity = hashlib.sha256(origin.encode()).hexdigest()[:16]
         fitted = seen if anew else fitted
-        job = Job(digest.hexdigest()[:16], parent, anew, sample.seed, trigger, since, fitted, sample, turn)
+        job = Job(identity, parent, anew, sample.seed, trigger, since, fitted, sample, turn)
         return job if new_to(lineage, sample).sum() >= 2 * settings.fine.gate.fewest_events else None
 
     def write(self, job: Job) -> None:

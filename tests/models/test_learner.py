@@ -256,6 +256,34 @@ def test_an_operators_rollback_during_a_pass_wins(begun: tuple[Learner, ReplayBu
     assert learner_in(tmp_path).pending() is None  # and after a restart there is nothing left of it
 
 
+def test_a_pass_after_a_rollback_trains_instead_of_finding_the_version_that_was_rolled_back(
+    begun: tuple[Learner, ReplayBuffer], tmp_path: Path
+) -> None:
+    learner, buffer = begun
+    first = run(learner, learner.begin(buffer, "once"))
+    feed(buffer, stream(2_100)[1_500:])
+    bad = run(learner, learner.begin(buffer, "once"))
+    assert bad.promoted and learner.registry.rollback() == first.version
+    changed = learner_in(tmp_path, replace(SETTINGS, seed=5, fine=replace(FINE, epochs=3)))
+    again = run(changed, changed.begin(buffer, "once"))
+    assert again.version not in (first.version, bad.version)
+    assert again.lineage["settings"]["epochs"] == 3
+    assert learner.registry.current() != bad.version
+
+
+def test_a_rejected_pass_is_made_anew_with_other_settings(begun: tuple[Learner, ReplayBuffer], tmp_path: Path) -> None:
+    learner, buffer = begun
+    run(learner, learner.begin(buffer, "once"))
+    feed(buffer, stream(2_100)[1_500:])
+    strict = replace(SETTINGS, fine=replace(FINE, gate=replace(FINE.gate, risk=-1.0)))
+    rejecting = learner_in(tmp_path, strict)
+    rejected = run(rejecting, rejecting.begin(buffer, "once"))
+    assert not rejected.promoted
+    assert run(rejecting, rejecting.begin(buffer, "once")).version == rejected.version  # it would be the same again
+    again = run(learner, learner.begin(buffer, "once"))
+    assert again.version != rejected.version
+
+
 def test_an_operators_rollback_at_the_last_moment_wins(
     begun: tuple[Learner, ReplayBuffer], monkeypatch: pytest.MonkeyPatch
 ) -> None:
