@@ -142,7 +142,8 @@ class Learner:
         since = int(lineage.get("since", 0)) if changed_at is None else changed_at
         if since == self._missed and changed_at is None:
             since = 0
-        fitted = int(lineage.get("fitted_seen", lineage.get("events", 0)))
+        # How much a model was begun on is told in another log's count as well: it is not to begin anew on less.
+        fitted = int(described.get("fitted_seen", described.get("events", 0)))
         grown = (seen - since) / max(fitted - since, settings.changed_least if since else settings.fine_least)
         small = min(len(buffer), seen - since) <= settings.refit_most
         anew = parent is None or (0 < settings.refit_growth <= grown and small)

@@ -103,6 +103,21 @@ def test_learning_goes_on_by_time_when_the_buffer_was_lost(begun: tuple[Learner,
         assert job is not None and job.sample.recent.sum() == 400  # four times what is new
 
 
+def test_a_model_begun_on_much_is_not_fitted_anew_on_the_little_of_a_new_buffer(tmp_path: Path) -> None:
+    learner, rows = learner_in(tmp_path), stream(8_000)
+    with a_buffer(tmp_path / "buffer", rows[:1_000]) as buffer:
+        run(learner, learner.begin(buffer, "cold-start"))
+        feed(buffer, rows[1_000:3_000])
+        assert run(learner, learner.begin(buffer, "events")).lineage["origin"] == "fitted anew"
+        feed(buffer, rows[3_000:3_110])
+        last = run(learner, learner.begin(buffer, "time"))
+        assert last.lineage["events"] < 1_500
+        learner.registry.promote(last.version or "")
+    with a_buffer(tmp_path / "new", rows[3_110:7_110]) as again:
+        job = learner.begin(again, "events")
+        assert job is not None and not job.anew and job.fitted_seen == 3_000
+
+
 def test_learning_goes_on_when_the_buffer_was_restored_from_a_copy(
     begun: tuple[Learner, ReplayBuffer], tmp_path: Path
 ) -> None:
