@@ -142,7 +142,8 @@ class Learner:
         since = int(lineage.get("since", 0)) if changed_at is None else changed_at
         if since == self._missed and changed_at is None:
             since = 0
-        fitted = int(lineage.get("fitted_seen", lineage.get("events", 0)))
+        # How much a model was begun on is told in another log's count as well: it is not to begin anew on less.
+        fitted = int(described.get("fitted_seen", described.get("events", 0)))
         grown = (seen - since) / max(fitted - since, settings.changed_least if since else settings.fine_least)
         small = min(len(buffer), seen - since) <= settings.refit_most
         anew = parent is None or (0 < settings.refit_growth <= grown and small)
@@ -152,9 +153,11 @@ class Learner:
         recent = min(recent, seen - since)
         reservoir = min(settings.fine.epochs * min(reservoir, recent), seen - since - recent)
         sample = buffer.sample(recent, reservoir, _seed(settings.seed, seen), since)
-        digest = hashlib.sha256(f"{parent} {seen} {trigger} {sorted(sample.offsets.items())}".encode())
+        # Of the turn and the settings too: what an operator rolled back or has changed since is another pass.
+        origin = f"{parent} {turn} {seen} {trigger} {sorted(sample.offsets.items())} {settings}"
+        identity = hashlib.sha256(origin.encode()).hexdigest()[:16]
         fitted = seen if anew else fitted
-        job = Job(digest.hexdigest()[:16], parent, anew, sample.seed, trigger, since, fitted, sample, turn)
+        job = Job(identity, parent, anew, sample.seed, trigger, since, fitted, sample, turn)
         return job if new_to(lineage, sample).sum() >= 2 * settings.fine.gate.fewest_events else None
 
     def write(self, job: Job) -> None:

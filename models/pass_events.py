@@ -19,14 +19,15 @@ LOG_FIELDS: Final = ("log", "seen", "offsets", "since", "fitted_seen")  # of a l
 
 
 def lineage_in(log_id: str, seen: int, lineage: Mapping[str, Any]) -> dict[str, Any]:
-    """A lineage without its places in the log where that is another log than this: the trainer's buffer was lost.
+    """A lineage without its places in the log where that is another log than this: the buffer was lost or restored.
 
     Args:
         log_id: Which log this is.
         seen: Events it has counted.
         lineage: Of a version; one of an earlier release does not say of which log, and is believed what can be.
     """
-    same = lineage["log"] == log_id if "log" in lineage else int(lineage.get("seen", 0)) <= seen
+    # One that has counted less was restored from a copy: what came in between may never come again.
+    same = lineage.get("log", log_id) == log_id and int(lineage.get("seen", 0)) <= seen
     return {name: value for name, value in lineage.items() if same or name not in LOG_FIELDS}
 
 
@@ -56,7 +57,10 @@ def new_to(lineage: Mapping[str, Any], sample: Sample) -> NDArray[np.bool_]:
         arrival = sample.seen - len(recent) + np.arange(len(recent))
         return arrival >= int(lineage["seen"])
     # Made from a table, or from a log that was lost: its events may come by again.
-    newer: NDArray[np.bool_] = sample.times_ms[recent] > int(lineage.get("newest_ms", -1))
+    newest_ms = int(lineage.get("newest_ms", -1))
+    if (born_ms := lineage.get("created_ms")) is not None:  # a wrong date in a table must not put off learning for ever
+        newest_ms = min(newest_ms, int(born_ms))
+    newer: NDArray[np.bool_] = sample.times_ms[recent] > newest_ms
     return newer
 
 

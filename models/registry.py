@@ -315,6 +315,7 @@ class Registry:
 
     def _write(self, version: str, number: int, files: Mapping[str, bytes]) -> None:
         if not self._storage.local:
+            self._fs.makedirs(f"{self._root}/{version}", exist_ok=True)  # SFTP has folders, where S3 has prefixes
             for name, data in files.items():  # the manifest is the last of them
                 self._fs.pipe_file(f"{self._root}/{version}/{name}", data)
             return

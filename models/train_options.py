@@ -1,8 +1,8 @@
 """What `python -m models.train` can be told."""
 
 import os
-from argparse import ArgumentParser, BooleanOptionalAction, Namespace, RawDescriptionHelpFormatter
-from collections.abc import Sequence
+from argparse import ArgumentParser, ArgumentTypeError, BooleanOptionalAction, Namespace, RawDescriptionHelpFormatter
+from collections.abc import Callable, Sequence
 from typing import Final
 
 from models.private import PrivacySettings
@@ -24,6 +24,34 @@ It fine-tunes the version that serves, or begins anew where none does. A run tha
 checkpoint when it is started again with the same arguments, on as many ranks or on others. The newest tenth of what the
 parent does not know (at most 5,000 events) is not trained on: there the candidate is compared with the serving version,
 and it is promoted unless it is worse."""
+
+
+def _whole(least: int) -> Callable[[str], int]:
+    """A whole number of at least so much."""
+
+    def whole(text: str) -> int:
+        if (value := int(text)) < least:
+            what = f"{text} is below {least}"
+            raise ArgumentTypeError(what)
+        return value
+
+    return whole
+
+
+def _share(text: str) -> float:
+    """A number from 0 to below 1."""
+    if not 0 <= (value := float(text)) < 1:
+        what = f"{text} is not a share from 0 to below 1"
+        raise ArgumentTypeError(what)
+    return value
+
+
+def _rate(text: str) -> float:
+    """A number above 0."""
+    if not 0 < (value := float(text)) < float("inf"):
+        what = f"{text} is not a number above 0"
+        raise ArgumentTypeError(what)
+    return value
 
 
 def parse(argv: Sequence[str] | None) -> Namespace:
@@ -49,23 +77,23 @@ def parse(argv: Sequence[str] | None) -> Namespace:
     add("--columns", help="other column names: user_id=uid,timestamp=ts")
     add("--types", help="values of event_type to topics: pv=views,buy=purchases")
     add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="CUDA where there is one (default)")
-    add("--threads", type=int, default=1, help="CPU threads of each rank (default: %(default)s)")
-    add("--seed", type=int, default=0, help="the same seed, data and parent give the same model on one machine")
+    add("--threads", type=_whole(1), default=1, help="CPU threads of each rank (default: %(default)s)")
+    add("--seed", type=_whole(0), default=0, help="the same seed, data and parent give the same model on one machine")
     add("--checkpoint", default="data/train/checkpoint.pt", help="kept until published (default: %(default)s)")
-    add("--checkpoint-batches", type=int, default=100, help="batches between two (default: %(default)s)")
+    add("--checkpoint-batches", type=_whole(1), default=100, help="batches between two (default: %(default)s)")
     add("--no-promote", action="store_true", help="publish only; `recstream models promote` lets it serve")
     add("--json", action="store_true", help="print the result as one JSON object on the last line")
     shape = parser.add_argument_group("network made from nothing")
     shape.add_argument("--cell", choices=("gru", "lstm"))
-    shape.add_argument("--hidden", type=int, help="width of a user's state")
-    shape.add_argument("--embedding", type=int, help="width of an item's vector")
-    shape.add_argument("--dropout", type=float, help="share of inputs and outputs zeroed")
+    shape.add_argument("--hidden", type=_whole(1), help="width of a user's state")
+    shape.add_argument("--embedding", type=_whole(1), help="width of an item's vector")
+    shape.add_argument("--dropout", type=_share, help="share of inputs and outputs zeroed")
     training = parser.add_argument_group("training")
-    training.add_argument("--epochs", type=int, help="passes over the events")
-    training.add_argument("--learning-rate", type=float, help="its peak")
-    training.add_argument("--window", type=int, help="most steps of a training window")
-    training.add_argument("--batch-steps", type=int, help="most steps of a batch, over all ranks")
-    training.add_argument("--item-dropout", type=float, help="share of input items replaced by the unknown one")
+    training.add_argument("--epochs", type=_whole(1), help="passes over the events")
+    training.add_argument("--learning-rate", type=_rate, help="its peak")
+    training.add_argument("--window", type=_whole(1), help="most steps of a training window")
+    training.add_argument("--batch-steps", type=_whole(1), help="most steps of a batch, over all ranks")
+    training.add_argument("--item-dropout", type=_share, help="share of input items replaced by the unknown one")
     training.add_argument("--bfloat16", action=BooleanOptionalAction, help="bfloat16 autocast (default: on CUDA)")
     training.add_argument("--compiler", help="backend of torch.compile, '' for none (default: inductor on CUDA)")
     private, default = parser.add_argument_group("differential privacy"), PrivacySettings()

@@ -15,6 +15,7 @@ from state.replay_sample import Sample
 
 REACH: Final = 3  # how far before and behind a new item its company is looked for
 DAY_MS: Final = 86_400_000
+_WRONG_TIMES: Final = 0.01  # share of items whose newest event may have a wrong time
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,8 +69,10 @@ def grow(previous: list[str], sample: Sample, settings: VocabularySettings) -> G
     alive = np.ones(len(sample.item_ids), np.bool_)
     if settings.idle_days > 0:
         alive = sample.item_last_ms >= newest - int(settings.idle_days * DAY_MS)
-    # An item the buffer has forgotten was idle longer than any it remembers.
-    stays = np.where(known >= 0, alive[known] if len(alive) else False, settings.idle_days == 0)
+    # An item the buffer does not know was idle for as long as it reaches back: to the items that expired, but for a few
+    # with wrong times. A buffer begun after a model was fitted to a table cannot tell.
+    reaches_back = int((~alive).sum()) > _WRONG_TIMES * len(alive)
+    stays = np.where(known >= 0, alive[known] if len(alive) else True, not reaches_back)
     candidates = alive & (sample.item_counts >= settings.min_events)
     candidates[known[known >= 0]] = False
     fresh = np.flatnonzero(candidates)

@@ -11,6 +11,7 @@ import json
 import os
 import struct
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO, Final
 from zlib import crc32
@@ -130,7 +131,8 @@ class FrameLog:
 
     def close(self) -> None:
         """Close the file."""
-        self._file.close()
+        with suppress(OSError):  # what a full disk refused again was not promised to anybody
+            self._file.close()
 
     def _open(self) -> BinaryIO:
         new = not self.path.exists() or self.path.stat().st_size < len(_MAGIC)  # a crash may cut the magic itself

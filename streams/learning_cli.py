@@ -16,7 +16,7 @@ def fit(
     hidden: Annotated[int, typer.Option(min=1, max=4096, help="width of a user's state")] = 128,
     embedding: Annotated[int, typer.Option(min=1, max=4096, help="width of an item's vector")] = 64,
     epochs: Annotated[int, typer.Option(min=1, help="most passes over the data; it stops when they do not help")] = 12,
-    seed: Annotated[int, typer.Option(help="the same seed and data give the same model")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="the same seed and data give the same model")] = 0,
     until: Annotated[
         float, typer.Option(min=0.01, max=1.0, help="fit on this oldest fraction of the events, leave the rest")
     ] = 1.0,

@@ -17,13 +17,14 @@ import numpy as np
 
 from models.drift import Alarm, DriftWatch
 from models.live_test import LiveTest
-from models.registry import Registry
+from models.registry import Registry, StorageRefused
 from state.errors import RecstreamError
 from state.replay_buffer import ReplayBuffer
 from state.replay_sample import Sample
 from streams.trainer_metrics import TrainerMetrics
 
 _LOOK_SECONDS: Final = 2.0  # between two looks at the registry's pointer
+_RETRY_SECONDS: Final = 60.0  # before a version that was refused is read again: the whole of it
 _TEST_EVENTS: Final = 1_000  # most events of one live test: more is a sample of a busy stream
 _TEST_LEAST: Final = 100  # fewer wait for company, but not for longer than
 _TEST_SECONDS: Final = 5.0
@@ -55,6 +56,7 @@ class LiveWatch:
         self._tests = deque([(0, buffer.seen)], _REMEMBERED)  # events tested and seen after each test
         self._tested_at = self._looked_at = time.monotonic()
         self._pause = _TEST_PAUSE_SECONDS
+        self._refused, self._retry_at = "", 0.0
         self._thread = ThreadPoolExecutor(1, "live-test")
         self._task: asyncio.Task[Alarm | None] | None = None
         self.serving: str | None = None
@@ -74,18 +76,24 @@ class LiveWatch:
         if not now and time.monotonic() - self._looked_at < _LOOK_SECONDS:
             return
         self._looked_at = time.monotonic()
+        name = None
         try:
             name = await asyncio.to_thread(self._registry.current)
-            if name == self.serving:
+            if name == self.serving or (name == self._refused and self._looked_at < self._retry_at):
                 return
-            live = None if name is None else LiveTest(await asyncio.to_thread(self._registry.load, name))
+            version = None if name is None else await asyncio.to_thread(self._registry.load, name)
+            live = None if version is None else LiveTest(version)
         except RecstreamError as error:
             log.error("%s", error)
+            if not isinstance(error, StorageRefused):
+                self._refused, self._retry_at = name or "", time.monotonic() + _RETRY_SECONDS
             return
         self.serving, self._live = name, live
-        if name is not None:
-            self._metrics.model.info({"version": name})
-            log.info("%s serves", name)
+        if version is not None:
+            # After a restart too: what was spent before it counts.
+            self._metrics.epsilon.set(version.metrics.get("epsilon", 0.0))
+            self._metrics.model.info({"version": version.name})
+            log.info("%s serves", version.name)
 
     def test(self, now: float) -> None:
         """Ask the serving version for the newest events, in a thread, when enough of them have come in."""

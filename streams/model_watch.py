@@ -109,5 +109,6 @@ class ModelWatch(Service):  # type: ignore[misc]
             raise VersionRefused(
                 what=f"The registry points at {name}, which is older than {model.name}, which is served.",
                 why=f"its pointer is outdated: written at turn {turn}, and turn {self._turn} was seen already",
-                fix="To serve the older version use `recstream models promote` or `recstream models rollback`",
+                fix="To serve the older version use `recstream models promote` or `recstream models rollback`; where "
+                "the registry was restored from a backup, restart the workers",
             )

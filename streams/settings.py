@@ -86,7 +86,9 @@ class Settings(BaseSettings):
     max_items: int = Field(1_000_000, ge=1, description="most items of a model's vocabulary")
     item_idle_days: float = Field(0, ge=0, description="items without an event for so long leave the model; 0: never")
     keep_versions: int = Field(20, ge=1, description="newest model versions kept, beside three to roll back to")
-    trainer_seed: int = Field(0, description="randomness of the trainer: the same seed and log give the same models")
+    trainer_seed: int = Field(
+        0, ge=-(2**63), lt=2**63, description="randomness of the trainer: the same seed and log give the same models"
+    )
     trainer_threads: int = Field(1, ge=1, le=1024, description="CPU threads the trainer computes with")
     trainer_http_port: int = Field(6166, ge=0, le=65535, description="port of the trainer's metrics and health")
 

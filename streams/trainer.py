@@ -69,7 +69,8 @@ def run_trainer(settings: Settings, options: TrainerOptions) -> dict[str, Any]:
         What came of the newest pass: `version`, `promoted`, `reasons`, `metrics`; of none when there was none.
 
     Raises:
-        RecstreamError: the broker, a topic, the registry, the disk or the device is not as it must be.
+        RecstreamError: the broker, a topic, the registry, the disk or the device is not as it must be; with `once`
+            also that the pass failed.
         KeyboardInterrupt: it was Ctrl-C that stopped it; everything is on disk by then.
     """
     device = chosen_device(options.device)
@@ -147,6 +148,9 @@ class Trainer:
 
         Returns:
             What came of the newest pass.
+
+        Raises:
+            Exception: With `once`, what the pass failed for.
         """
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
@@ -174,11 +178,13 @@ class Trainer:
             await http.stop()
         if self._interrupted:
             raise KeyboardInterrupt
+        if self._options.once and self._passes.error is not None:
+            raise self._passes.error
         return summary_of(self._passes.last)
 
     async def _resume(self) -> None:
         await self._passes.resume()
-        if self._passes.failed:  # dropped since it killed its process: as if it had begun and failed now
+        if self._passes.error is not None:  # dropped since it killed its process: as if it had begun and failed now
             self._cadence.began(self._buffer.seen, time.monotonic())
 
     def _stop(self, number: int) -> None:
@@ -228,7 +234,7 @@ class Trainer:
         """Begin a pass when one is due and none runs."""
         if self._passes.running:
             return
-        if self._passes.failed:
+        if self._passes.error is not None:
             self._cadence.failed()
         seen = self._buffer.seen
         trigger = self._cadence.due(seen, now, self._live.serving is not None)
@@ -239,7 +245,7 @@ class Trainer:
 
     async def _once(self, feed: EventFeed) -> None:
         await feed.commit()
-        if not await self._passes.begin(self._buffer, "once"):
+        if not await self._passes.begin(self._buffer, "once") and self._passes.error is None:
             log.warning("Nothing to learn: too few events are new to the serving version")
         while self._passes.running and not self._stopping:
             await asyncio.sleep(0.05)

@@ -40,7 +40,7 @@ class Passes:
 
     Attributes:
         begun: Passes begun or gone on with since the start.
-        failed: Whether the newest pass could not begin, or came to an error.
+        error: Why the newest pass could not begin or came to nothing, None when it could and did not.
         last: What came of the newest pass that was finished, None before there is one.
     """
 
@@ -49,7 +49,8 @@ class Passes:
         self._scalars = Scalars(directory / "tensorboard")
         self._thread = ThreadPoolExecutor(1, "training")
         self._task: asyncio.Task[Outcome | None] | None = None
-        self._stopping = self._idle = self.failed = False
+        self._stopping = self._idle = False
+        self.error: Exception | None = None
         self.begun = 0
         self.last: Outcome | None = None
 
@@ -64,7 +65,7 @@ class Passes:
             job = await asyncio.to_thread(self._learner.pending)
         except StateError as error:
             log.error("No pass is gone on with. %s", error)
-            self._count_failure()
+            self._count_failure(error)
             return False
         if job is None:
             return False
@@ -79,9 +80,9 @@ class Passes:
             job = self._learner.draw(buffer, trigger, changed_at, serving)
         except RecstreamError as error:
             log.error("No pass could begin. %s", error)
-            self._count_failure()
+            self._count_failure(error)
             return False
-        self.failed = False
+        self.error = None
         if job is not None:
             self._start(job, new=True)
         elif not self._idle:
@@ -111,8 +112,8 @@ class Passes:
             self._thread.shutdown()
             self._scalars.close()
 
-    def _count_failure(self) -> None:
-        self.failed = True
+    def _count_failure(self, error: Exception) -> None:
+        self.error = error
         self._metrics.versions.labels("failed").inc()
 
     def _start(self, job: Job, new: bool = False) -> None:
@@ -136,7 +137,7 @@ class Passes:
         except Exception as error:  # what nobody had foreseen too: on disk, the pass would fail again at each start
             foreseen = isinstance(error, RecstreamError)
             log.error("The pass failed. %s", error, exc_info=None if foreseen else error)
-            self._count_failure()
+            self._count_failure(error)
             await asyncio.to_thread(self._learner.finish)
             return None
         finally:

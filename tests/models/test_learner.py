@@ -1,3 +1,4 @@
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,7 @@ from models.finetune import Step
 from models.job import Job, LearnSettings, fine_settings
 from models.learner import Learner
 from models.registry import Registry, Summary
-from state.replay_buffer import ReplayBuffer
+from state.replay_buffer import ReplayBuffer, ReplaySettings
 from tests.models.learning import FINE, SETTINGS, a_buffer, feed, learner_in, run, stream
 
 
@@ -100,6 +101,41 @@ def test_learning_goes_on_by_time_when_the_buffer_was_lost(begun: tuple[Learner,
         feed(again, rows[1_750:1_850])
         job = learner.begin(again, "events")
         assert job is not None and job.sample.recent.sum() == 400  # four times what is new
+
+
+def test_a_model_begun_on_much_is_not_fitted_anew_on_the_little_of_a_new_buffer(tmp_path: Path) -> None:
+    learner, rows = learner_in(tmp_path), stream(8_000)
+    with a_buffer(tmp_path / "buffer", rows[:1_000]) as buffer:
+        run(learner, learner.begin(buffer, "cold-start"))
+        feed(buffer, rows[1_000:3_000])
+        assert run(learner, learner.begin(buffer, "events")).lineage["origin"] == "fitted anew"
+        feed(buffer, rows[3_000:3_110])
+        last = run(learner, learner.begin(buffer, "time"))
+        assert last.lineage["events"] < 1_500
+        learner.registry.promote(last.version or "")
+    with a_buffer(tmp_path / "new", rows[3_110:7_110]) as again:
+        job = learner.begin(again, "events")
+        assert job is not None and not job.anew and job.fitted_seen == 3_000
+
+
+def test_learning_goes_on_when_the_buffer_was_restored_from_a_copy(
+    begun: tuple[Learner, ReplayBuffer], tmp_path: Path
+) -> None:
+    learner, buffer = begun
+    buffer.commit()
+    shutil.copytree(tmp_path / "buffer", tmp_path / "copy")
+    run(learner, learner.begin(buffer, "cold-start"))
+    rows = stream(5_000)
+    feed(buffer, rows[1_500:4_000])
+    serving = run(learner, learner.begin(buffer, "events"))
+    assert serving.promoted and serving.lineage["seen"] == 4_000
+    with ReplayBuffer(tmp_path / "copy", ReplaySettings(capacity=50_000)) as restored:
+        assert (restored.log_id, restored.seen) == (buffer.log_id, 1_500)
+        restored.pass_over("clicks", 0, 4_000)  # the topics hold no more of what came in between
+        feed(restored, rows[4_000:])
+        job = learner.begin(restored, "events")
+        assert job is not None and not job.anew
+        assert run(learner, job).lineage["parent"] == serving.version
 
 
 def test_versions_of_a_release_that_did_not_name_its_log_are_gone_on_from(
@@ -233,6 +269,34 @@ def test_an_operators_rollback_during_a_pass_wins(begun: tuple[Learner, ReplayBu
     assert outcome is not None and not outcome.promoted
     assert learner.registry.current() == first.version
     assert learner_in(tmp_path).pending() is None  # and after a restart there is nothing left of it
+
+
+def test_a_pass_after_a_rollback_trains_instead_of_finding_the_version_that_was_rolled_back(
+    begun: tuple[Learner, ReplayBuffer], tmp_path: Path
+) -> None:
+    learner, buffer = begun
+    first = run(learner, learner.begin(buffer, "once"))
+    feed(buffer, stream(2_100)[1_500:])
+    bad = run(learner, learner.begin(buffer, "once"))
+    assert bad.promoted and learner.registry.rollback() == first.version
+    changed = learner_in(tmp_path, replace(SETTINGS, seed=5, fine=replace(FINE, epochs=3)))
+    again = run(changed, changed.begin(buffer, "once"))
+    assert again.version not in (first.version, bad.version)
+    assert again.lineage["settings"]["epochs"] == 3
+    assert learner.registry.current() != bad.version
+
+
+def test_a_rejected_pass_is_made_anew_with_other_settings(begun: tuple[Learner, ReplayBuffer], tmp_path: Path) -> None:
+    learner, buffer = begun
+    run(learner, learner.begin(buffer, "once"))
+    feed(buffer, stream(2_100)[1_500:])
+    strict = replace(SETTINGS, fine=replace(FINE, gate=replace(FINE.gate, risk=-1.0)))
+    rejecting = learner_in(tmp_path, strict)
+    rejected = run(rejecting, rejecting.begin(buffer, "once"))
+    assert not rejected.promoted
+    assert run(rejecting, rejecting.begin(buffer, "once")).version == rejected.version  # it would be the same again
+    again = run(learner, learner.begin(buffer, "once"))
+    assert again.version != rejected.version
 
 
 def test_an_operators_rollback_at_the_last_moment_wins(

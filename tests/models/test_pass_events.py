@@ -40,9 +40,19 @@ def test_a_place_in_another_log_says_nothing_and_time_tells_what_is_new(sample: 
     assert new_to(lineage | {"log": sample.log_id}, sample).sum() == 60
     assert new_to(lineage | {"log": "lost"}, sample).sum() == 100
     assert new_to(lineage, sample).sum() == 60  # of an earlier release
-    assert new_to(lineage | {"seen": sample.seen + 1}, sample).sum() == 100  # which counted what this log has not
+    ahead = lineage | {"seen": sample.seen + 1}  # it counted what this log has not
+    assert new_to(ahead, sample).sum() == 100
+    assert new_to(ahead | {"log": sample.log_id}, sample).sum() == 100  # restored from a copy
     assert lineage_in("new", 10_000, lineage | {"log": "lost"}) == {"newest_ms": lineage["newest_ms"]}
     assert lineage_in("new", 10_000, lineage) == lineage
+
+
+def test_a_wrong_date_of_a_table_does_not_put_off_learning(sample: Sample) -> None:
+    table = {"newest_ms": 10**15, "created_ms": int(sample.times_ms[-101])}
+    assert new_to(table, sample).sum() == 100
+    assert new_to(table | {"created_ms": None}, sample).sum() == 0
+    assert new_to(table | {"newest_ms": int(sample.times_ms[-51])}, sample).sum() == 100
+    assert new_to({"newest_ms": int(sample.times_ms[-51]), "created_ms": 10**15}, sample).sum() == 50
 
 
 def test_late_events_are_held_out_by_time_not_by_arrival(tmp_path: Path) -> None:

@@ -15,12 +15,14 @@ class EndpointConnectionError(Exception):
     """botocore's, which s3fs lets through: no OSError."""
 
 
-@pytest.fixture(params=["path", "file-url", "memory"])
+@pytest.fixture(params=["path", "file-url", "memory", "folders"])
 def registry(request: pytest.FixtureRequest, tmp_path: Path) -> Registry:
     if request.param == "path":
         return Registry(tmp_path / "models [1]")  # brackets: the path must never be taken for a pattern
     if request.param == "file-url":
         return Registry(f"file://{tmp_path}/models")
+    if request.param == "folders":  # nothing that is known to be a disk, and no store of keys either: as SFTP
+        return Registry(f"asyncwrapper::file://{tmp_path}/models")
     fsspec.filesystem("memory").store.clear()
     fsspec.filesystem("memory").pseudo_dirs[:] = [""]
     return Registry("memory://unit/models")

@@ -166,6 +166,18 @@ def test_wrong_usage_is_status_2_and_help_says_what_it_takes(capsys: pytest.Capt
     assert all(part in words for part in ("torchrun", "sample.replay", "Parquet", "--dp"))
 
 
+@pytest.mark.parametrize(
+    "wrong",
+    ["--epochs -3", "--epochs 0", "--seed -1", "--checkpoint-batches 0", "--window 0", "--batch-steps 0", "--threads 0",
+     "--learning-rate nan", "--dropout 1", "--item-dropout -0.1", "--hidden 0", "--embedding 0"],
+)  # fmt: skip
+def test_numbers_out_of_range_are_wrong_usage(wrong: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        parse(["x.csv", *wrong.split()])
+    assert ended.value.code == 2
+    assert wrong.partition(" ")[0] in capsys.readouterr().err
+
+
 def test_arguments_reach_both_kinds_of_training() -> None:
     found = settings_of(parse(["x", "--window", "7", "--epochs", "3", "--cell", "lstm", "--bfloat16", "--dp"]))
     assert found.training.window == found.first.window == 7

@@ -53,6 +53,17 @@ def test_idle_items_leave_and_forgotten_ones_too(tmp_path: Path) -> None:
     assert growth.expired == 2
 
 
+def test_items_stay_that_a_buffer_begun_after_the_model_does_not_know(tmp_path: Path) -> None:
+    days = [("u", f"i{number}", number % 9 * DAY_MS + 1) for number in range(200)]
+    previous = ["", "of the table", "i3"]
+    settings = VocabularySettings(idle_days=10)
+    for rows in (days, [*days, ("u", "wrong clock", 0), ("u", "i3", 10 * DAY_MS + 1)]):
+        growth = grow(previous, sample_of(tmp_path / str(len(rows)), rows), settings)
+        assert growth.vocabulary[:3] == previous and growth.expired == 0
+    later = [*days, *(("u", f"i{number}", 15 * DAY_MS) for number in range(100))]  # half of those it knows are idle
+    assert "of the table" not in grow(previous, sample_of(tmp_path / "later", later), settings).vocabulary
+
+
 def test_the_vocabulary_is_bounded_by_age(tmp_path: Path) -> None:
     rows = [("u", f"i{number}", number) for number in range(50)]
     growth = grow(["", "i3", "i49", "unknown"], sample_of(tmp_path, rows), VocabularySettings(max_items=10))
@@ -62,7 +73,8 @@ def test_the_vocabulary_is_bounded_by_age(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("cell", ["gru", "lstm"])
 def test_kept_rows_and_all_other_weights_are_carried_over_exactly(tmp_path: Path, cell: Cell) -> None:
-    sample, before = sample_of(tmp_path, [(u, i, t * 1_000_000) for u, i, t in ROWS]), network_of(5, cell)
+    rows = [("u", "idle", 0), *((u, i, 2 * DAY_MS + t) for u, i, t in ROWS)]
+    sample, before = sample_of(tmp_path, rows), network_of(5, cell)
     growth = grow(["", "c", "gone", "a", "gone too"], sample, VocabularySettings(idle_days=1))
     after = transplant(before, growth, sample, seed=1)
     assert growth.vocabulary[: len(growth.kept)] == ["", "c", "a"]

@@ -1,4 +1,5 @@
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -51,6 +52,25 @@ def test_every_cut_of_the_file_opens(tmp_path: Path) -> None:
             before = len(buffer)
             assert before in (0, 20, 40, 60)
             assert feed(buffer, log) == 60 - before
+
+
+def test_a_full_disk_is_said_and_what_was_committed_stays(tmp_path: Path) -> None:
+    log = a_log(300)
+    with ReplayBuffer(tmp_path, SMALL) as buffer:
+        feed(buffer, log[:200])
+        buffer.commit()
+        size = buffer.nbytes
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size + 500, before[1]))  # python ignores the signal that comes with it
+    try:
+        with pytest.raises(StateError, match="too large"), ReplayBuffer(tmp_path, SMALL) as buffer:
+            feed(buffer, log)
+            buffer.commit()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    with ReplayBuffer(tmp_path, SMALL) as buffer:
+        assert len(buffer) == 200
+        assert feed(buffer, log) == 100
 
 
 def test_only_one_process_has_it_open(tmp_path: Path) -> None:

@@ -70,3 +70,7 @@ def test_missing_opacus_is_said_before_anything_else(monkeypatch: pytest.MonkeyP
 @pytest.mark.parametrize("wrong", [["--dp-noise", "0"], ["--dp-clip", "-1"], ["--dp-users", "0"]], ids=" ".join)
 def test_wrong_privacy_is_status_2(wrong: list[str]) -> None:
     assert CliRunner().invoke(app, ["trainer", "--dp", *wrong]).exit_code == 2
+
+
+def test_a_seed_that_cannot_be_used_is_wrong_usage() -> None:
+    assert CliRunner().invoke(app, ["fit", "events.csv", "--seed", "-1"]).exit_code == 2

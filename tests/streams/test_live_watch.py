@@ -8,6 +8,7 @@ import pytest
 
 from models.drift import Alarm
 from models.finetune import fine_tune
+from models.network import Network, NetworkConfig
 from models.registry import Registry
 from state.replay_buffer import ReplayBuffer
 from streams.live_watch import LiveWatch
@@ -104,6 +105,18 @@ async def test_an_alarm_tells_how_many_events_ago_it_was_and_not_how_many_tested
         await watch.stop()
 
 
+async def test_privacy_spent_on_the_serving_version_is_told_by_a_trainer_just_started(tmp_path: Path) -> None:
+    registry, metrics = Registry(tmp_path / "registry"), TrainerMetrics()
+    network = Network(NetworkConfig(items=2, hidden=4, embedding=2))
+    with ReplayBuffer(tmp_path / "buffer") as buffer:
+        watch = LiveWatch(registry, buffer, metrics)
+        for figures, spent in (({"epsilon": 2.5}, 2.5), ({}, 0.0)):
+            registry.publish(network, ["", "tea"], figures, {"privacy": figures})
+            await watch.look(now=True)
+            assert metrics.registry.get_sample_value("recstream_trainer_epsilon") == spent
+        await watch.stop()
+
+
 async def test_a_version_that_cannot_be_loaded_leaves_the_test_as_it_is(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -113,8 +126,18 @@ async def test_a_version_that_cannot_be_loaded_leaves_the_test_as_it_is(
         first = fit(buffer, registry, epochs=1)
         await watch.look(now=True)
         second = fit(buffer, registry, seed=2, epochs=1)
-        (tmp_path / "registry" / second / "weights.safetensors").write_bytes(b"")
+        weights = tmp_path / "registry" / second / "weights.safetensors"
+        whole = weights.read_bytes()
+        weights.write_bytes(b"")
         await watch.look(now=True)
         assert watch.serving == first
         assert second in caplog.text
+        told = len(caplog.records)
+        await watch.look(now=True)  # neither read nor told of again at each look
+        weights.write_bytes(whole)
+        await watch.look(now=True)
+        assert watch.serving == first and len(caplog.records) == told
+        watch._retry_at = 0.0  # a minute later
+        await watch.look(now=True)
+        assert watch.serving == second
         await watch.stop()

@@ -250,6 +250,27 @@ async def test_an_outdated_pointer_to_an_older_version_is_refused_and_a_rollback
     assert watched.serve(record_batch) == second
 
 
+async def test_after_a_registry_was_restored_workers_are_to_be_restarted_and_are_told_so(
+    watched, record_batch, caplog, tmp_path
+):
+    registry, pointer = Registry(watched.directory), watched.directory / "CURRENT"
+    first = watched.publish(1)
+    backup = pointer.read_bytes()
+    for seed in (2, 3, 4):
+        newest = watched.publish(seed)
+    await watched.watch.look()
+    pointer.write_bytes(backup)
+    registry.promote(first)  # does not help: the pointer has been further on before
+    with caplog.at_level(logging.ERROR, logger="streams.model_watch"):
+        await watched.watch.look()
+    assert watched.serve(record_batch) == newest
+    assert "restart" in caplog.text
+    restarted = Watched(tmp_path)
+    await restarted.watch.on_first_start()
+    assert restarted.serve(record_batch) == first
+    restarted.pipeline._thread.shutdown()
+
+
 async def test_a_pointer_that_cannot_be_read_is_logged_once_a_minute(watched, caplog):
     good = watched.publish(1)
     await watched.watch.look()

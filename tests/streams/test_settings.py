@@ -66,6 +66,7 @@ def test_dot_env_file(tmp_path):
         ("TOP_K", "ten"),
         ("EMIT", "sometimes"),
         ("HTTP_PORT", "-1"),
+        ("TRAINER_SEED", "9223372036854775808"),
         ("APP_ID", "has space"),
     ],
 )

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -177,6 +178,12 @@ def test_once_reads_to_the_end_trains_and_stops_and_later_ones_read_on(bench: Be
     with ReplayBuffer(bench.home) as buffer:
         times = buffer.sample(len(buffer), 0, 0).times_ms
         assert len(np.unique(times)) == len(times) == buffer.seen == 950  # a restart read nothing twice
+    shutil.rmtree(bench.folder / "registry" / ".claims")
+    (bench.folder / "registry" / ".claims").touch()  # nothing can be published
+    bench.send(600)
+    bench.start("--once")
+    status, _ = bench.ended()
+    assert status == 1 and "error: The model registry" in bench.log(), bench.log()
 
 
 @pytest.mark.parametrize("broker", ["embedded"], indirect=True)

@@ -150,11 +150,11 @@ async def test_a_pass_that_cannot_be_written_is_counted_and_dropped(
             patch.setattr(Sample, "save", full)
             assert await passes.begin(buffer, "cold-start")
             assert await passes.finish() is None
-        assert passes.failed and count(metrics, "failed") == 1
+        assert passes.error is not None and count(metrics, "failed") == 1
         assert "cannot write a training pass" in caplog.text and "No space left on device" in caplog.text
         assert learner.pending() is None and not (tmp_path / "pass").exists()
         assert await passes.begin(buffer, "cold-start")
-        assert not passes.failed
+        assert passes.error is None
         await passes.stop()
 
 
