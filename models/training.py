@@ -165,8 +165,12 @@ class Trainer:
         return self._finished
 
     def conclude(self) -> Carried | None:
-        """After the last epoch: give the network its average. Returns where training stood; None without an average."""
-        if self._average is None:
+        """After the last epoch: give the network its average.
+
+        Returns:
+            Where training stood; None without an average, or when no batch had anything to foretell.
+        """
+        if self._average is None or not self._optimizer.state:
             return None
         moments = [self._optimizer.state[parameter] for parameter in self.network.parameters()]
         names = [name for name, _ in self.network.named_parameters()]

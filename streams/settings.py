@@ -82,7 +82,9 @@ class Settings(BaseSettings):
     model_hidden: int = Field(128, ge=1, le=4096, description="width of its user state")
     model_embedding: int = Field(64, ge=1, le=4096, description="width of its item vectors")
     cold_start_events: int = Field(2_000, ge=100, description="events before the trainer fits a first model")
-    buffer_events: int = Field(1_000_000, ge=1_000, description="events the trainer's replay buffer holds")
+    buffer_events: int = Field(  # more do not fit into one frame of its file
+        1_000_000, ge=1_000, le=100_000_000, description="events the trainer's replay buffer holds"
+    )
     max_items: int = Field(1_000_000, ge=1, description="most items of a model's vocabulary")
     item_idle_days: float = Field(0, ge=0, description="items without an event for so long leave the model; 0: never")
     keep_versions: int = Field(20, ge=1, description="newest model versions kept, beside three to roll back to")

@@ -4,6 +4,7 @@ import copy
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -31,6 +32,15 @@ def one_pass(network: Network, carried: Carried | None = None, seed: int = 0) ->
     left = trainer.conclude()
     assert left is not None
     return left
+
+
+def test_a_pass_without_anything_to_foretell_hands_nothing_on():
+    source, network = cycling(), a_network()
+    before = weights(network)
+    trainer = Trainer(network, source.counts(ITEMS), 1, 0, SETTINGS)
+    trainer.epoch(source, lambda share, loss: False, np.zeros(len(source), np.bool_))
+    assert trainer.conclude() is None
+    assert all(torch.equal(before[name], tensor) for name, tensor in network.state_dict().items())
 
 
 def weights(network: Network) -> dict[str, torch.Tensor]:
