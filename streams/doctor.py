@@ -163,7 +163,8 @@ def _state_directory(settings: Settings) -> Iterator[Check]:
 
 def _port(settings: Settings) -> Iterator[Check]:
     address = f"{settings.http_host}:{settings.http_port}"
-    with socket.socket() as probe:
+    family = socket.AF_INET6 if ":" in settings.http_host else socket.AF_INET
+    with socket.socket(family) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((settings.http_host, settings.http_port))
