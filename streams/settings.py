@@ -17,6 +17,7 @@ PREFIX = "RECSTREAM_"
 OPTIONS = ("brokers", "registry", "state_dir", "http_port", "partitions", "replication", "top_k", "emit")
 SECRETS = ("sasl_password", "oauth_client_secret", "ssl_key_password", "pseudonym_key")
 _LOOPBACK = ("localhost", "127.0.0.1", "::1")
+_UNREADABLE = "cannot read the settings in .env"
 
 
 class Settings(BaseSettings):
@@ -171,11 +172,17 @@ def load_settings(**overrides: Any) -> Settings:
     """Settings from the environment, with the given (not None) values on top.
 
     Raises:
-        SettingsError: naming every bad setting, why, and the variable to set.
+        SettingsError: naming every bad setting, why, and the variable to set; or `.env` cannot be read.
     """
     given = {name: value for name, value in overrides.items() if value is not None}
     try:
         return Settings(**given)
+    except UnicodeDecodeError as error:
+        why = f"byte {error.start + 1} is not UTF-8 text"  # the cause would show what the file holds
+        raise SettingsError(_UNREADABLE, why, "save .env as UTF-8, or move it away") from None
+    except OSError as error:
+        why = error.strerror or str(error)
+        raise SettingsError(_UNREADABLE, why, "let this user read .env, or move it away") from error
     except ValidationError as error:
         problems = "; ".join(_problem(item) for item in error.errors())
         name = str(error.errors()[0]["loc"][0])

@@ -52,6 +52,21 @@ def test_an_empty_variable_is_an_unset_one(monkeypatch):
     assert (settings.ssl_ca_file, settings.top_k) == (None, 10)
 
 
+def test_dot_env_of_another_encoding_is_an_error_that_shows_none_of_it(tmp_path):
+    (tmp_path / ".env").write_bytes("RECSTREAM_SASL_PASSWORD=geheim-für-alle\n".encode("latin-1"))
+    with pytest.raises(SettingsError, match=r"cannot read the settings in \.env") as caught:
+        load_settings()
+    assert "UTF-8" in caught.value.fix
+    assert "geheim" not in str(caught.value)
+
+
+@pytest.mark.skipif(not Path("/proc/self/mem").exists(), reason="needs a file that can be opened and not read")
+def test_dot_env_that_cannot_be_read_is_an_error(tmp_path):
+    (tmp_path / ".env").symlink_to("/proc/self/mem")
+    with pytest.raises(SettingsError, match=r"cannot read the settings in \.env"):
+        load_settings()
+
+
 def test_dot_env_file(tmp_path):
     (tmp_path / ".env").write_text("RECSTREAM_PARTITIONS=3\nOTHER=1\n")
     assert load_settings().partitions == 3
