@@ -5,7 +5,7 @@ from typing import Annotated, get_args, get_origin
 import pytest
 
 from streams import options
-from streams.settings import OPTIONS, Settings, SettingsError, load_settings
+from streams.settings import OPTIONS, Settings, SettingsError, load_settings, misspelt
 
 
 @pytest.fixture(autouse=True)
@@ -121,3 +121,13 @@ def test_every_setting_is_in_the_readme():
     for name, field in Settings.model_fields.items():
         assert field.description, name
         assert f"`RECSTREAM_{name.upper()}`" in readme
+
+
+def test_misspelt_settings_are_found_and_other_programs_variables_are_not(monkeypatch, tmp_path):
+    for name in ("PSEUDONYM_KEYFILE", "KAFKA_PORT", "GRAFANA_PORT", "DEMO_RATE", "WORKER_PORT_6066_TCP", "TOP_K"):
+        monkeypatch.setenv(f"RECSTREAM_{name}", "1")
+    (tmp_path / ".env").write_text("RECSTREAM_PARTITION=3\nTOPK=3\nrecstream_emit=latest\n")
+    assert misspelt() == {
+        "RECSTREAM_PSEUDONYM_KEYFILE": "RECSTREAM_PSEUDONYM_KEY_FILE",
+        "RECSTREAM_PARTITION": "RECSTREAM_PARTITIONS",
+    }
