@@ -139,6 +139,14 @@ def test_a_malformed_mapping_is_status_2(broker_with_topics, table):
     assert result.exit_code == 2
 
 
+def test_fit_finds_a_registry_that_it_cannot_write_before_the_work(table, tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    result = run("fit", table, "--epochs", 1, "--registry", tmp_path / "file")
+    assert result.exit_code == 1
+    assert "cannot be written" in result.stderr
+    assert "epoch" not in result.stderr
+
+
 def test_fit_publishes_what_it_says(table, tmp_path):
     result = run(
         "fit", table, "--hidden", 8, "--embedding", 4, "--epochs", 1, "--model", "lstm", "--until", 0.5,
