@@ -68,6 +68,16 @@ class Registry:
         self._storage = Storage(url)
         self._fs, self._root, self.url = self._storage.fs, self._storage.root, self._storage.url
 
+    def require_writable(self) -> None:
+        """Find out before long work that nothing can be published after it.
+
+        Raises:
+            StorageRefused: The registry cannot be read, or on a disk not be written.
+        """
+        self.versions()
+        with self._storage.guard("cannot be written"):
+            self._storage.try_out()
+
     def publish(
         self,
         network: Network,

@@ -3,6 +3,7 @@
 import errno
 import fcntl
 import os
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -106,6 +107,16 @@ class Storage:
             os.replace(temporary, path)
         else:
             self.fs.pipe_file(path, data)
+
+    def try_out(self) -> None:
+        """On a disk: make the folder and a file in it that leaves nothing behind; an object store is not tried.
+
+        Raises:
+            OSError: nothing can be written there.
+        """
+        if self.local:
+            Path(self.root).mkdir(parents=True, exist_ok=True)
+            tempfile.TemporaryFile(dir=self.root).close()
 
     def entries(self, folder: str = "") -> list[str]:
         """Names of what is in a folder, none where there is no such folder."""

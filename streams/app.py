@@ -85,6 +85,10 @@ def create_app(settings: Settings, index: int = 0, changelog_id: str = "", share
         consumer_auto_offset_reset="earliest",
         producer_request_timeout=60.0,
     )
+    # With standbys, which nothing here makes use of, Faust takes partitions from a worker only beyond the share rounded
+    # up: a fifth worker beside four with two partitions each got none. The setting `table_standby_replicas=0` will not
+    # do: its assignor gives the partitions of one number to several workers.
+    app.assignor.replicas = 0
     metrics = Metrics()
     fusion = Fusion() if settings.fusion else None
     recommender = Recommender(

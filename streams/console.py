@@ -1,5 +1,6 @@
 """What the commands print: people read standard error, programs read the last line of standard output."""
 
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Final
@@ -15,6 +16,8 @@ from streams.errors import SettingsError
 EXIT_FAILURE: Final = 1
 EXIT_USAGE: Final = 2
 EXIT_INTERRUPTED: Final = 130
+# What moves a terminal's cursor, changes its state or turns its writing round.
+_CONTROL: Final = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]")
 
 
 def screen() -> Console:
@@ -25,6 +28,15 @@ def screen() -> Console:
 def say(text: str, style: str = "") -> None:
     """Print a line for people as it is, unbroken however narrow the terminal."""
     screen().print(text, soft_wrap=True, markup=False, style=style)
+
+
+def harmless(text: str) -> str:
+    r"""Text that somebody else chose, on one line: control characters by their names instead of their effect.
+
+    >>> print(harmless("Al\x1b[31mien\n"))
+    Al\x1b[31mien\n
+    """
+    return _CONTROL.sub(lambda found: repr(found[0])[1:-1], text)
 
 
 def show_error(error: RecstreamError) -> None:

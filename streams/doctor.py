@@ -15,7 +15,7 @@ from rich.text import Text
 from state.errors import RecstreamError
 from streams.console import print_json
 from streams.kafka import REACH_HINT, admin
-from streams.settings import Settings
+from streams.settings import Settings, misspelt
 from streams.topics import describe_topics
 
 PACKAGES: Final = (
@@ -44,7 +44,7 @@ class Check:
 
 def examine(settings: Settings) -> list[Check]:
     """Run every check; none of them changes anything but a temporary file in the state directory."""
-    checks = [*_versions()]
+    checks = [*_versions(), *_spelling()]
     brokers = [*_guarded(_broker, settings)]
     reachable = all(check.fix != REACH_HINT for check in brokers)
     checks += brokers
@@ -91,6 +91,11 @@ def _versions() -> Iterator[Check]:
         except importlib.metadata.PackageNotFoundError:
             yield Check(name, "fail" if name != "recstream" else "warn", "not installed", "make install")
     yield Check("packages", "ok", ", ".join(found))
+
+
+def _spelling() -> Iterator[Check]:
+    for name, meant in misspelt().items():
+        yield Check(f"setting {name}", "warn", "there is no such setting: it does nothing", f"did you mean {meant}?")
 
 
 def _broker(settings: Settings) -> Iterator[Check]:
@@ -163,7 +168,8 @@ def _state_directory(settings: Settings) -> Iterator[Check]:
 
 def _port(settings: Settings) -> Iterator[Check]:
     address = f"{settings.http_host}:{settings.http_port}"
-    with socket.socket() as probe:
+    family = socket.AF_INET6 if ":" in settings.http_host else socket.AF_INET
+    with socket.socket(family) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((settings.http_host, settings.http_port))

@@ -53,8 +53,8 @@ def fit_and_publish(
     Raises:
         RecstreamError: there is nothing to fit, or the registry refuses.
     """
-    registry = Registry(settings.registry)  # an unusable registry is found before the work, not after it
-    registry.versions()
+    registry = Registry(settings.registry)
+    registry.require_writable()  # said before the work, not after it
     chosen = oldest(events, until)
     torch.set_num_threads(_THREADS)
     started = time.monotonic()

@@ -9,7 +9,7 @@ from mode import Service
 
 from streams.endpoints import Endpoints
 from streams.metrics import Metrics
-from streams.pipeline import Pipeline
+from streams.pipeline import READY, Pipeline
 
 STUCK_SECONDS: Final = 120.0  # events waiting and none processed for so long: the process should be restarted
 
@@ -59,8 +59,8 @@ class HttpServer(Service):  # type: ignore[misc]
 
     async def _ready(self, _request: web.Request) -> web.Response:
         body = {
-            "status": "ready" if self._pipeline.ready else "restoring or rebalancing",
+            "status": (status := self._pipeline.status),
             "partitions": sorted(self._pipeline.partitions),
             "model_version": self._pipeline.recommender.model_version,
         }
-        return web.json_response(body, status=200 if self._pipeline.ready else 503)
+        return web.json_response(body, status=200 if status == READY else 503)

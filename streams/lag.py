@@ -22,6 +22,8 @@ class LagWatch(Service):  # type: ignore[misc]
     async def _watch(self) -> None:
         while not self.should_stop:
             await self.sleep(_EVERY_SECONDS)
+            if self.should_stop:  # perhaps before there was a consumer to ask
+                return
             self._look()
 
     def _look(self) -> None:

@@ -150,7 +150,7 @@ class Metrics:
         self.restore_records = Counter("recstream_restore_records", "State records read", ["source"], registry=r)
         self.restore_bad = Counter("recstream_restore_bad_records", "Unreadable state records skipped", registry=r)
         self.lag = Gauge("recstream_consumer_lag", "Events not yet read", ["topic", "partition"], registry=r)
-        self.ready = Gauge("recstream_ready", "1 while state is restored and events are processed", registry=r)
+        self.ready = Gauge("recstream_ready", "1 while state is restored and Kafka answers", registry=r)
         self.behind: int | None = None  # all of `lag` together, None until it was looked at
         self.live: dict[str, LiveQuality] = {}
         self._by_version = (self.recommendations, self.tested, self.hits, self.hit_rate, self.mrr)

@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 import typer
 from rich.console import Console
 from rich.table import Column, Table
+from rich.text import Text
 
 from state.errors import RecstreamError
 from streams import options
-from streams.console import print_json, say, screen
+from streams.console import harmless, print_json, say, screen
 from streams.settings import Settings, load_settings
 
 if TYPE_CHECKING:  # models.registry imports torch, which `recstream --help` does without
@@ -81,7 +82,7 @@ def show(version: Named, json: options.Json = False, registry: options.Registry 
     for part in ("config", "metrics", "lineage"):
         table.add_section()
         for name, value in flat(body[part]).items():
-            table.add_row(f"{part}.{name}" if part == "config" else name, _text(name, value))
+            table.add_row(f"{part}.{name}" if part == "config" else name, Text(_text(name, value)))
     _show([table], json)
     if json:
         print_json(body)
@@ -147,9 +148,10 @@ def diff(
     pairs = Table("", found.old, found.new, box=None)
     for name, (one, other) in {**found.config, **found.metrics}.items():
         if one != other:
-            pairs.add_row(name, _text(name, one), _text(name, other))
+            pairs.add_row(name, Text(_text(name, one)), Text(_text(name, other)))
     pairs.add_section()
-    pairs.add_row("items only here", _some(found.removed), _some(found.added))
+    # Ids are whatever somebody sent: what is in brackets there is no markup.
+    pairs.add_row("items only here", Text(_some(found.removed)), Text(_some(found.added)))
     moved = Table("weights", "moved by", box=None)
     for name, distance in found.moved.items():
         moved.add_row(name, "other shape" if distance is None else f"{distance:.2%}")
@@ -260,8 +262,9 @@ async def _announce(settings: Settings, store: "Registry", name: str) -> bool:
     except (RecstreamError, TimeoutError) as error:
         why = str(error) or f"no answer within {_ANNOUNCE_SECONDS:.0f} s"
         say(
-            f"[yellow]not announced on {MODEL_VERSIONS}[/]: {why}\n"
-            f"workers find it in the registry all the same, within {settings.model_poll_seconds:g} s"
+            f"not announced on {MODEL_VERSIONS}: {why}\n"
+            f"workers find it in the registry all the same, within {settings.model_poll_seconds:g} s",
+            style="yellow",
         )
         return False
     return True
@@ -298,4 +301,4 @@ def _text(name: str, value: Any) -> str:
 
 def _some(items: Sequence[str]) -> str:
     more = len(items) - _SHOWN_ITEMS
-    return (", ".join(items[:_SHOWN_ITEMS]) + (f" and {more:,} more" if more > 0 else "")) or "-"
+    return (", ".join(map(harmless, items[:_SHOWN_ITEMS])) + (f" and {more:,} more" if more > 0 else "")) or "-"

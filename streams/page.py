@@ -109,7 +109,7 @@ class Page:
             {
                 "worker": self._index,
                 "started_at": overview.started_at,
-                "status": "ready" if pipeline.ready else "restoring or rebalancing",
+                "status": pipeline.status,
                 "partitions": sorted(pipeline.partitions),
                 "partition_count": self._settings.partitions,
                 "top_k": self._settings.top_k,

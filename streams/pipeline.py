@@ -39,6 +39,7 @@ from streams.topics import FORGET_USERS, FORGOTTEN_USERS, INVALID_EVENTS, RECOMM
 from streams.transport import take
 
 _T = TypeVar("_T")
+READY: Final = "ready"
 _MAX_WAITING: Final = 4  # fetches between the agents and the pipeline
 _HOP_EVENTS: Final = 1024  # computed at once, 15 ms: the loop sends their recommendations before it goes on
 _COPY_PAUSE_SECONDS: Final = 0.001  # between two pieces of a snapshot when no event comes
@@ -94,11 +95,19 @@ class Pipeline(Service):  # type: ignore[misc]
         self._applied = 0  # events since the last flush began: no fewer than users changed
         self._failure: Exception | None = None  # what ended a round: its events may be in the state and not answered
         self.membership: Callable[[], Membership] = lambda: "held"
+        metrics.ready.set_function(lambda: self.status == READY)
 
     @property
     def partitions(self) -> dict[int, Partition]:
         """Those this worker holds, by number."""
         return self._held.partitions
+
+    @property
+    def status(self) -> str:
+        """How it is, for people; `READY` while events that come now are answered."""
+        if not self.ready:
+            return "restoring or rebalancing"
+        return READY if self.membership() == "held" else "no answer from Kafka"
 
     # -- life
 
@@ -264,7 +273,6 @@ class Pipeline(Service):  # type: ignore[misc]
             snapshot: write snapshots of all of them too, where the disk takes that in half of the time there is.
         """
         self.ready = False
-        self.metrics.ready.set(0)
         async with self._turn:
             if not snapshot:
                 await self._snapshots.hold_back()
@@ -301,7 +309,6 @@ class Pipeline(Service):  # type: ignore[misc]
         Nothing is acknowledged and no state is written. What was answered is answered again by the next owner.
         """
         self.ready = False
-        self.metrics.ready.set(0)
         async with self._turn:
             while not self._waiting.empty():
                 self._waiting.get_nowait()
@@ -328,7 +335,6 @@ class Pipeline(Service):  # type: ignore[misc]
         self._held.count()
         self._flushes.rest()
         self.ready = True
-        self.metrics.ready.set(1)
         return restored
 
     async def _forget(self, numbers: set[int]) -> None:

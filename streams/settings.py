@@ -1,22 +1,25 @@
 """The one settings object: environment variables `RECSTREAM_*` or a `.env` file, some of them command options too."""
 
+from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Final, Literal
 from urllib.parse import urlsplit
 
 from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings import BaseSettings, DotEnvSettingsSource, EnvSettingsSource, SettingsConfigDict
 
 from state.pseudonyms import MIN_KEY_CHARACTERS
 from streams.errors import SettingsError
 from streams.secrets import SUFFIX, fill_in
 
-__all__ = ["OPTIONS", "PREFIX", "SECRETS", "Settings", "SettingsError", "load_settings"]
+__all__ = ["OPTIONS", "PREFIX", "SECRETS", "Settings", "SettingsError", "load_settings", "misspelt"]
 PREFIX = "RECSTREAM_"
 # Those that `streams.options` makes options of the commands that use them.
 OPTIONS = ("brokers", "registry", "state_dir", "http_port", "partitions", "replication", "top_k", "emit")
 SECRETS = ("sasl_password", "oauth_client_secret", "ssl_key_password", "pseudonym_key")
 _LOOPBACK = ("localhost", "127.0.0.1", "::1")
+_ALIKE: Final = 0.75  # of difflib's ratio: TOPK and TOP_K have 0.89, Compose's KAFKA_PORT and HTTP_PORT 0.53
+_UNREADABLE = "cannot read the settings in .env"
 
 
 class Settings(BaseSettings):
@@ -175,11 +178,17 @@ def load_settings(**overrides: Any) -> Settings:
     """Settings from the environment, with the given (not None) values on top.
 
     Raises:
-        SettingsError: naming every bad setting, why, and the variable to set.
+        SettingsError: naming every bad setting, why, and the variable to set; or `.env` cannot be read.
     """
     given = {name: value for name, value in overrides.items() if value is not None}
     try:
         return Settings(**given)
+    except UnicodeDecodeError as error:
+        why = f"byte {error.start + 1} is not UTF-8 text"  # the cause would show what the file holds
+        raise SettingsError(_UNREADABLE, why, "save .env as UTF-8, or move it away") from None
+    except OSError as error:
+        why = error.strerror or str(error)
+        raise SettingsError(_UNREADABLE, why, "let this user read .env, or move it away") from error
     except ValidationError as error:
         problems = "; ".join(_problem(item) for item in error.errors())
         name = str(error.errors()[0]["loc"][0])
@@ -193,6 +202,18 @@ def load_settings(**overrides: Any) -> Settings:
             why=problems,
             fix=f"set {' or '.join(variables)} to a valid value",
         ) from None  # its text has every value in it, secrets too
+
+
+def misspelt() -> dict[str, str]:
+    """Variables of the environment and of `.env` that set nothing, and the setting that each looks like.
+
+    Others that begin with `RECSTREAM_` may be somebody else's, such as Compose's or Kubernetes' own.
+    """
+    given = {*EnvSettingsSource(Settings).env_vars, *DotEnvSettingsSource(Settings).env_vars}
+    names = [name.upper() for name in Settings.model_fields]
+    strange = {name.upper().removeprefix(PREFIX) for name in given if name.upper().startswith(PREFIX)} - {*names}
+    alike = {name: get_close_matches(name, names, 1, _ALIKE) for name in sorted(strange)}
+    return {PREFIX + name: PREFIX + found[0] for name, found in alike.items() if found}
 
 
 def _problem(item: Any) -> str:

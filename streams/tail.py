@@ -11,6 +11,7 @@ from aiokafka.structs import ConsumerRecord, TopicPartition
 from rich.console import Console
 from rich.text import Text
 
+from streams.console import harmless
 from streams.kafka import broker_errors
 from streams.read_topic import read_to_end, reader
 from streams.replay import partition_of
@@ -88,7 +89,7 @@ async def follow(
 
 
 def line(message: Mapping[str, Any], titles: Mapping[str, str]) -> Text:
-    """One recommendation message as one line.
+    """One recommendation message as one line, whatever ids and titles are made of.
 
     Args:
         message: The decoded message.
@@ -100,12 +101,13 @@ def line(message: Mapping[str, Any], titles: Mapping[str, str]) -> Text:
     topic = str(event.get("topic", "?"))
     items = [entry for entry in message.get("items") or [] if isinstance(entry, dict)]
     names = [
-        f"{titles.get(str(entry.get('item_id')), str(entry.get('item_id')))} ({float(entry.get('score', 0)):.2f})"
+        f"{harmless(titles.get(item, item))} ({float(entry.get('score', 0)):.2f})"
         for entry in items
+        for item in [str(entry.get("item_id"))]
     ]
     return Text.assemble(
         (f"{made:%H:%M:%S} " if made else "", "dim"),
-        (str(message.get("user_id")), "bold cyan"),
+        (harmless(str(message.get("user_id"))), "bold cyan"),
         f" {_EVENT_WORDS.get(topic, topic)} -> ",
         ", ".join(names) or "nothing",
         (f"  [{message.get('model_version')}]", "dim"),

@@ -13,7 +13,7 @@ from typing import Any, Final
 import faust
 import uvloop
 
-from state.errors import StateError
+from state.errors import RecstreamError, StateError
 from streams.app import create_app
 from streams.logs import faust_logging
 from streams.settings import Settings
@@ -36,7 +36,7 @@ def run_worker(settings: Settings, index: int = 0) -> None:
         index: number of this worker on its host.
 
     Raises:
-        RecstreamError: the broker cannot be reached or a topic is not as it must be.
+        RecstreamError: the broker cannot be reached, a topic is not as it must be, or what ended the worker later.
         SystemExit: with a non-zero code when the worker crashed.
     """
     require_topics(settings, {spec.name for spec in topic_specs(settings)} - {TRANSITIONS})
@@ -57,7 +57,13 @@ def run_worker(settings: Settings, index: int = 0) -> None:
     gc.set_threshold(_GC_ALLOCATIONS, 50, 100)
     limit = min(settings.rebalance_timeout_seconds + _CLOSE_SECONDS, _LONGEST_STOP_SECONDS)
     threading.Thread(target=_end_in_time, args=(worker_app.app, limit), daemon=True).start()
-    worker.execute_from_commandline()
+    try:
+        worker.execute_from_commandline()
+    except SystemExit as end:
+        reason = end.__context__
+        if isinstance(reason, RecstreamError):
+            raise reason from None  # told once more, below the tracebacks: what, why and the fix
+        raise
 
 
 def _end_in_time(app: Any, seconds: float) -> None:

@@ -178,7 +178,8 @@ STATE = Dashboard(
                ("sum(recstream_forget_pending)", "waiting at the workers"),
                ("sum(recstream_trainer_forget_pending)", "waiting at the trainer")],
               width=8, text="Requests answered in an hour, and requests read and not answered yet."),
-        Panel("Ready", [("recstream_ready", "{{instance}}")], width=8, text="0 while restoring or rebalancing."),
+        Panel("Ready", [("recstream_ready", "{{instance}}")], width=8,
+              text="0 while restoring, rebalancing or cut off from Kafka."),
     ],
 )  # fmt: skip
 

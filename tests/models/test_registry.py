@@ -295,6 +295,13 @@ def test_unknown_protocols_and_unwritable_places_are_refused(tmp_path: Path) -> 
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(VersionRefused, match="cannot be written"):
         Registry(tmp_path / "file").publish(build(), WORDS, METRICS, LINEAGE)
+    with pytest.raises(VersionRefused, match="cannot be written"):
+        Registry(tmp_path / "file").require_writable()
+
+
+def test_trying_a_registry_out_leaves_nothing_in_it(registry: Registry) -> None:
+    registry.require_writable()
+    assert not registry._storage.entries()
 
 
 @pytest.mark.parametrize("why", ["Could not connect to the endpoint URL", ""])

@@ -1,5 +1,6 @@
 import asyncio
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -139,6 +140,14 @@ def test_a_malformed_mapping_is_status_2(broker_with_topics, table):
     assert result.exit_code == 2
 
 
+def test_fit_finds_a_registry_that_it_cannot_write_before_the_work(table, tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    result = run("fit", table, "--epochs", 1, "--registry", tmp_path / "file")
+    assert result.exit_code == 1
+    assert "cannot be written" in result.stderr
+    assert "epoch" not in result.stderr
+
+
 def test_fit_publishes_what_it_says(table, tmp_path):
     result = run(
         "fit", table, "--hidden", 8, "--embedding", 4, "--epochs", 1, "--model", "lstm", "--until", 0.5,
@@ -155,6 +164,22 @@ def test_fit_publishes_what_it_says(table, tmp_path):
 def test_demo_takes_settings_by_name():
     result = run("demo", "--top-k", "0")
     assert (result.exit_code, "RECSTREAM_TOP_K" in result.stderr) == (2, True)
+
+
+def test_a_worker_that_cannot_listen_says_so_last(broker_with_topics, tmp_path):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        done = subprocess.run(
+            [sys.executable, "-m", "streams.cli", "worker", "--brokers", broker_with_topics, "--partitions", "2",
+             "--state-dir", tmp_path, "--registry", tmp_path / "registry", "--http-port", str(port)],
+            capture_output=True, text=True, check=False, timeout=300,
+        )  # fmt: skip
+    assert done.returncode == 1
+    what, why, fix = done.stderr.splitlines()[-3:]
+    assert what == f"error: cannot listen on 127.0.0.1:{port}"
+    assert "in use" in why
+    assert "RECSTREAM_HTTP_PORT" in fix
+    assert "ConsumerNotStarted" not in done.stderr
 
 
 def test_ctrl_c_is_status_130_without_a_traceback(broker_with_topics):

@@ -80,6 +80,24 @@ def test_a_taken_port(place):
     assert (checks["http port"].status, "RECSTREAM_HTTP_PORT" in checks["http port"].fix) == ("warn", True)
 
 
+def test_a_misspelt_setting_is_a_warning(monkeypatch):
+    monkeypatch.setenv("RECSTREAM_PSEUDONYM_KEYFILE", "/run/secrets/key")
+    check = {check.name: check for check in examine(load_settings(brokers="127.0.0.1:1", http_port=0))}[
+        "setting RECSTREAM_PSEUDONYM_KEYFILE"
+    ]
+    assert (check.status, "RECSTREAM_PSEUDONYM_KEY_FILE" in check.fix) == ("warn", True)
+
+
+@pytest.mark.parametrize("host", ["::", "::1"])
+def test_a_free_port_of_ipv6(host):
+    try:
+        socket.create_server((host, 0), family=socket.AF_INET6).close()
+    except OSError as error:
+        pytest.skip(f"no IPv6 here: {error}")
+    checks = {check.name: check for check in examine(load_settings(brokers="127.0.0.1:1", http_host=host, http_port=0))}
+    assert checks["http port"].status == "ok", checks["http port"]
+
+
 def test_the_command_fails_and_prints_json_last():
     result = CliRunner().invoke(app, ["doctor", "--json", "--brokers", "127.0.0.1:1", "--http-port", "0"])
     assert result.exit_code == 1

@@ -64,12 +64,24 @@ async def test_a_worker_is_ready_while_it_processes_events(served):
     status, _, body = await get("/health/ready")
     assert status == 503
     assert b'"restoring or rebalancing"' in body
+    assert metrics.registry.get_sample_value("recstream_ready") == 0
     pipeline.ready = True
     status, content_type, body = await get("/health/ready")
     assert (status, content_type.split(";")[0]) == (200, "application/json")
     assert b'"ready"' in body
     assert b'"model_version": "popularity"' in body
-    assert metrics.registry.get_sample_value("recstream_ready") == 0  # the gauge is the pipeline's to set
+    assert metrics.registry.get_sample_value("recstream_ready") == 1
+
+
+@pytest.mark.parametrize("membership", ["unsure", "lost"])
+async def test_a_worker_whose_group_does_not_answer_is_not_ready(served, membership):
+    metrics, pipeline, get = served
+    pipeline.ready = True
+    pipeline.membership = lambda: membership
+    status, _, body = await get("/health/ready")
+    assert (status, b'"no answer from Kafka"' in body) == (503, True)
+    assert metrics.registry.get_sample_value("recstream_ready") == 0
+    assert (await get("/health/live"))[0] == 200  # a restart would not bring Kafka back
 
 
 async def test_a_worker_is_alive_unless_events_wait_and_nothing_moves(served):

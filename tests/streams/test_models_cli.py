@@ -109,7 +109,7 @@ def test_rolling_back_goes_by_what_served_not_by_number_or_parent(registry):
 def test_without_a_broker_promotion_happens_and_says_that_it_was_not_announced(registry):
     result = run("promote", "3", "--registry", registry.url)
     assert result.exit_code == 0
-    assert "not announced on model-versions" in result.stderr
+    assert "\nnot announced on model-versions: " in result.stderr
     assert registry.current() == registry.versions()[2]
 
 
@@ -161,3 +161,11 @@ def test_diff_says_what_changed(registry):
     same = last_json(run("diff", "1", "1", "--json", "--registry", registry.url))
     assert not same["added"] and not any(same["moved"].values())
     assert "items only here" in run("diff", "1", "2", "--registry", registry.url).stdout
+
+
+def test_diff_shows_ids_that_look_like_markup_as_they_are(registry):
+    odd = ["[/a]", "[red]x", "\x1b[2J"]
+    registry.publish(Network(NetworkConfig(items=4, hidden=4, embedding=3)), ["", *odd], {}, {})
+    result = run("diff", "1", "4", "--registry", registry.url)
+    assert result.exit_code == 0, result.output
+    assert r"[/a], [red]x, \x1b[2J" in result.stdout

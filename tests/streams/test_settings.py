@@ -5,7 +5,7 @@ from typing import Annotated, get_args, get_origin
 import pytest
 
 from streams import options
-from streams.settings import OPTIONS, Settings, SettingsError, load_settings
+from streams.settings import OPTIONS, Settings, SettingsError, load_settings, misspelt
 
 
 @pytest.fixture(autouse=True)
@@ -50,6 +50,21 @@ def test_an_empty_variable_is_an_unset_one(monkeypatch):
     monkeypatch.setenv("RECSTREAM_TOP_K", "")
     settings = load_settings()
     assert (settings.ssl_ca_file, settings.top_k) == (None, 10)
+
+
+def test_dot_env_of_another_encoding_is_an_error_that_shows_none_of_it(tmp_path):
+    (tmp_path / ".env").write_bytes("RECSTREAM_SASL_PASSWORD=geheim-für-alle\n".encode("latin-1"))
+    with pytest.raises(SettingsError, match=r"cannot read the settings in \.env") as caught:
+        load_settings()
+    assert "UTF-8" in caught.value.fix
+    assert "geheim" not in str(caught.value)
+
+
+@pytest.mark.skipif(not Path("/proc/self/mem").exists(), reason="needs a file that can be opened and not read")
+def test_dot_env_that_cannot_be_read_is_an_error(tmp_path):
+    (tmp_path / ".env").symlink_to("/proc/self/mem")
+    with pytest.raises(SettingsError, match=r"cannot read the settings in \.env"):
+        load_settings()
 
 
 def test_dot_env_file(tmp_path):
@@ -107,3 +122,13 @@ def test_every_setting_is_in_the_readme():
     for name, field in Settings.model_fields.items():
         assert field.description, name
         assert f"`RECSTREAM_{name.upper()}`" in readme
+
+
+def test_misspelt_settings_are_found_and_other_programs_variables_are_not(monkeypatch, tmp_path):
+    for name in ("PSEUDONYM_KEYFILE", "KAFKA_PORT", "GRAFANA_PORT", "DEMO_RATE", "WORKER_PORT_6066_TCP", "TOP_K"):
+        monkeypatch.setenv(f"RECSTREAM_{name}", "1")
+    (tmp_path / ".env").write_text("RECSTREAM_PARTITION=3\nTOPK=3\nrecstream_emit=latest\n")
+    assert misspelt() == {
+        "RECSTREAM_PSEUDONYM_KEYFILE": "RECSTREAM_PSEUDONYM_KEY_FILE",
+        "RECSTREAM_PARTITION": "RECSTREAM_PARTITIONS",
+    }

@@ -54,6 +54,12 @@ def test_a_line_has_user_reason_titles_scores_and_model():
     assert "ann viewed -> Toy Story (1.50), 2 (1.50)  [v0001-00c0ffee]" in text
 
 
+def test_ids_and_titles_cannot_steer_the_terminal():
+    text = line(message("\x1b[2Jann\n", ["1", "\x9b31m2"]), {"1": "Toy\x1b]0;mine\x07\nStory\u202e"}).plain
+    assert text.isprintable()
+    assert r"\x1b[2Jann\n viewed -> Toy\x1b]0;mine\x07\nStory\u202e (1.50), \x9b31m2 (1.50)" in text
+
+
 def test_a_line_survives_an_incomplete_message():
     assert line({"user_id": "ann"}, {}).plain == "ann ? -> nothing  [None]"
 
