@@ -90,7 +90,7 @@ def decode(values: Sequence[bytes | None], now_ms: int, max_bytes: int = 65_536)
     add_user, add_item, add_time, add_position = users.append, items.append, times.append, positions.append
     for position, value in enumerate(values):
         try:
-            if value is None or len(value) > max_bytes:
+            if not value or len(value) > max_bytes:
                 raise _size_problem(value, max_bytes)
             event = _loads(value)
             user, item, time_ms = event["user_id"], event["item_id"], event["timestamp"]
@@ -123,7 +123,7 @@ def decode(values: Sequence[bytes | None], now_ms: int, max_bytes: int = 65_536)
 
 
 def _size_problem(value: bytes | None, max_bytes: int) -> _Invalid:
-    if value is None:
+    if not value:
         return _Invalid(Reason.EMPTY, "the message has no value")
     return _Invalid(Reason.OVERSIZED, f"the value has {len(value)} bytes, more than {max_bytes}")
 

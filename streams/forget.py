@@ -49,13 +49,11 @@ async def forget(
         The requests in the order of `users`.
 
     Raises:
-        SettingsError: a user id is empty or too long.
+        SettingsError: a user id is empty, too long or no text.
         BrokerError: when Kafka cannot be reached or refuses, the topics are missing, or receipts did not come in time.
     """
     for user in users:
-        if not 0 < len(user.encode()) <= MAX_ID_BYTES:
-            what, why = f"{user[:40]!r} cannot be a user id", f"ids have 1 to {MAX_ID_BYTES} bytes"
-            raise SettingsError(what, why, "give the user_id as it is in the events")
+        require_user_id(user)
     await asyncio.to_thread(require_topics, settings, [FORGET_USERS, FORGOTTEN_USERS])
     numbers = {partition_of(user, settings.partitions) for user in users}
     answers = [TopicPartition(FORGOTTEN_USERS, number) for number in sorted(numbers)]
@@ -67,6 +65,21 @@ async def forget(
             asked = await _send(settings, users)
             await _collect(consumer, asked, wait_for, timeout_seconds, on_receipt)
             return asked
+
+
+def require_user_id(text: str) -> None:
+    """Make sure that what was written on the command line, perhaps bytes that are no text, can be a user's id.
+
+    Raises:
+        SettingsError: no event can have it.
+    """
+    try:
+        size = len(text.encode())
+    except UnicodeEncodeError:
+        size = 0
+    if not 0 < size <= MAX_ID_BYTES:
+        what, why = f"{text[:40]!a} cannot be a user id", f"ids are UTF-8 text of 1 to {MAX_ID_BYTES} bytes"
+        raise SettingsError(what, why, "give the user_id as it is in the events")
 
 
 async def _send(settings: Settings, users: Sequence[str]) -> list[Asked]:

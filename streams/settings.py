@@ -1,5 +1,6 @@
 """The one settings object: environment variables `RECSTREAM_*` or a `.env` file, some of them command options too."""
 
+import os
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Final, Literal
@@ -138,6 +139,12 @@ class Settings(BaseSettings):
     @classmethod
     def _secrets_from_files(cls, given: dict[str, Any]) -> dict[str, Any]:
         return fill_in(given, SECRETS, PREFIX)
+
+    @field_validator("registry", "state_dir", "cache_dir")
+    @classmethod
+    def _home(cls, value: str | Path) -> str | Path:
+        """Of a path that begins with ``~``, which no shell looks at in `.env`."""
+        return type(value)(os.path.expanduser(value)) if str(value).startswith("~") else value
 
     @field_validator("pseudonym_key")
     @classmethod

@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.text import Text
 
 from streams.console import harmless
+from streams.forget import require_user_id
 from streams.kafka import broker_errors
 from streams.read_topic import read_to_end, reader
 from streams.replay import partition_of
@@ -57,7 +58,10 @@ async def follow(
 
     Raises:
         BrokerError: when Kafka cannot be reached or the topics are missing.
+        SettingsError: no user can have this id.
     """
+    if user is not None:
+        require_user_id(user)
     out = console or Console(highlight=False)
     await asyncio.to_thread(require_topics, settings, [ITEMS, RECOMMENDATIONS])
     started_ms = 0 if earliest else int(time.time() * 1000)

@@ -35,8 +35,8 @@ _OPENING: Final = """# Quality of every model
     {command}
 
 fills the table cell by cell (data set, protocol, model, seed), goes on where it was interrupted and writes this page,
-`quality.json` and `quality-pareto.png` from the cells there are, and from the rows of the `quality.json` before for which
-there are none. The same figures of one data set come from
+`quality.json` and `quality-pareto.png` from the cells there are, and from the rows before for which there are none. The
+same figures of one data set come from
 `recstream evaluate DATA --models all --protocol leave-one-out --seeds 3 --json`. `ml-100k` is downloaded by pip;
 `{example}` stands for Amazon Beauty, 5-core, in S3Rec's preparation.
 

@@ -8,6 +8,7 @@ import sys
 import urllib.request
 
 PORTS = {"worker": ("RECSTREAM_HTTP_PORT", "6066"), "trainer": ("RECSTREAM_TRAINER_HTTP_PORT", "6166")}
+EVERYWHERE = {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "::1"}  # what listens on all addresses answers on these
 TIMEOUT_SECONDS = 4.0
 USAGE_STATUS = 2
 
@@ -20,8 +21,11 @@ def check(role: str, kind: str) -> str:
     """
     variable, default = PORTS[role]
     port = int(os.environ.get(variable) or default)
+    host = os.environ.get("RECSTREAM_HTTP_HOST", "")
+    host = EVERYWHERE.get(host, host)
+    host = f"[{host}]" if ":" in host else host
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # a proxy setting must not lead us astray
-    with opener.open(f"http://127.0.0.1:{port}/health/{kind}", timeout=TIMEOUT_SECONDS) as reply:
+    with opener.open(f"http://{host}:{port}/health/{kind}", timeout=TIMEOUT_SECONDS) as reply:
         return str(reply.read().decode())
 
 

@@ -88,7 +88,7 @@ def test_rows_without_a_cell_are_kept_from_the_page_before(tmp_path) -> None:
         "effort": 1.0,
         "data": {"test": {"users": 1}, "other": {"users": 7}},
         "tables": {
-            "test": {"leave-one-out": {"gru": {"note": "kept"}, "markov": {"note": "old"}, "gone": {"note": "no model"}}},
+            "test": {"leave-one-out": {"gru": {"note": "kept"}, "markov": {"note": "old"}, "gone": {"note": "none"}}},
             "other": {"time-split": {"popularity": {"note": "kept"}}},
         },
     }  # fmt: skip

@@ -190,7 +190,7 @@ def port() -> int:
         return int(probe.getsockname()[1])
 
 
-async def healthcheck(role: str, port: int, *arguments: str) -> "subprocess.CompletedProcess[str]":
+async def healthcheck(role: str, port: int, *arguments: str, host: str = "") -> "subprocess.CompletedProcess[str]":
     """Run the image's HEALTHCHECK command, in a thread: the server answers on this event loop."""
     import asyncio
 
@@ -198,6 +198,7 @@ async def healthcheck(role: str, port: int, *arguments: str) -> "subprocess.Comp
     command = [sys.executable, str(DOCKER / Path(command[1]).name), *command[2:], *arguments]
     variable = "RECSTREAM_HTTP_PORT" if role == "worker" else "RECSTREAM_TRAINER_HTTP_PORT"
     env = {"PATH": os.environ["PATH"], variable: str(port), "http_proxy": "http://127.0.0.1:1"}
+    env |= {"RECSTREAM_HTTP_HOST": host} if host else {}
     return await asyncio.to_thread(subprocess.run, command, capture_output=True, text=True, env=env, check=False)
 
 
@@ -226,6 +227,17 @@ async def test_the_trainers_healthcheck(port):
     await server.start()
     assert (await healthcheck("trainer", port)).returncode == 0
     assert (await healthcheck("trainer", port, "ready")).returncode == 1
+    await server.stop()
+
+
+@pytest.mark.parametrize(
+    ("listens", "asked"), [("127.0.0.1", "0.0.0.0"), ("127.0.0.2", "127.0.0.2"), ("::1", "::"), ("::1", "::1")]
+)
+async def test_the_healthcheck_asks_where_the_process_listens(port, listens, asked):
+    server = TrainerHttp(listens, port, TrainerMetrics(), lambda: False)
+    await server.start()
+    done = await healthcheck("trainer", port, host=asked)
+    assert done.returncode == 0, done.stderr
     await server.stop()
 
 

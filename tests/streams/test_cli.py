@@ -182,6 +182,16 @@ def test_a_worker_that_cannot_listen_says_so_last(broker_with_topics, tmp_path):
     assert "ConsumerNotStarted" not in done.stderr
 
 
+@pytest.mark.parametrize("command", [["forget"], ["tail", "--user"]])
+def test_a_user_id_that_is_no_text_is_refused(command):
+    done = subprocess.run(
+        [sys.executable, "-m", "streams.cli", *command, b"\xff", "--brokers", "127.0.0.1:1"],
+        capture_output=True, text=True, check=False, timeout=120,
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert "cannot be a user id" in done.stderr and "Traceback" not in done.stderr
+
+
 def test_ctrl_c_is_status_130_without_a_traceback(broker_with_topics):
     process = subprocess.Popen(
         [sys.executable, "-m", "streams.cli", "tail", "--brokers", broker_with_topics, "--partitions", "2"],

@@ -33,9 +33,9 @@ def time_of(timestamp):
 
 
 REJECTED = {
-    "empty": [None],
+    "empty": [None, b""],
     "bad-json": [
-        b"", b" ", b"oops", b"{", b"\xff\xfe", b"\x00", b'{"user_id":"u"', value() + b"x", b"[" * 2_000 + b"]" * 2_000,
+        b" ", b"oops", b"{", b"\xff\xfe", b"\x00", b'{"user_id":"u"', value() + b"x", b"[" * 2_000 + b"]" * 2_000,
         b'{"user_id":"\xed\xa0\x80","item_id":"i","timestamp":1}', b'{"user_id":"\\ud800","item_id":"i","timestamp":1}',
         b'{"user_id":"u","item_id":"i","timestamp":NaN}', b'{"user_id":"u","item_id":"i","timestamp":Infinity}',
         b"{'user_id':'u'}", value()[:-1], b'{"user_id":"u","item_id":"i","timestamp":1,"price":1e999}',

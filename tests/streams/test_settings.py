@@ -132,3 +132,11 @@ def test_misspelt_settings_are_found_and_other_programs_variables_are_not(monkey
         "RECSTREAM_PSEUDONYM_KEYFILE": "RECSTREAM_PSEUDONYM_KEY_FILE",
         "RECSTREAM_PARTITION": "RECSTREAM_PARTITIONS",
     }
+
+
+def test_a_path_may_begin_at_home(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    settings = load_settings(registry="~/models", state_dir="~/state", cache_dir="data/~cache")
+    assert (settings.registry, str(settings.state_dir)) == ("/home/me/models", "/home/me/state")
+    assert str(settings.cache_dir) == "data/~cache"
+    assert load_settings(registry="s3://models/~").registry == "s3://models/~"
