@@ -19,7 +19,7 @@ from typing import Any, Final
 
 from models.network import Network
 from models.pointer import PointerDamaged, read_pointer, write_pointer
-from models.storage import Storage, write_durably
+from models.storage import Storage
 from models.version import (
     FILES,
     HEADS,
@@ -34,14 +34,12 @@ from models.version import (
     refusal,
     summarize,
     unpack,
-    verify,
     version_name,
 )
+from models.version_files import VersionFiles
 
 __all__ = ["Registry", "StorageRefused", "Summary", "Version", "VersionRefused"]
 
-CLAIMS: Final = ".claims"
-_UNFINISHED: Final = ".tmp-"
 _WAY_BACK: Final = 3  # versions that served before the present one and are kept however many came after them
 
 
@@ -67,6 +65,7 @@ class Registry:
     def __init__(self, url: str | Path) -> None:
         self._storage = Storage(url)
         self._fs, self._root, self.url = self._storage.fs, self._storage.root, self._storage.url
+        self._files = VersionFiles(self._storage)
 
     def require_writable(self) -> None:
         """Find out before long work that nothing can be published after it.
@@ -104,9 +103,9 @@ class Registry:
         """
         files = pack(network, vocabulary, metrics, lineage)
         with self._storage.guard("cannot be written"):
-            number = self._claim()
+            number = self._files.claim()
             version = version_name(number, files)
-            self._write(version, number, files)
+            self._files.write(version, number, files)
         if promote:
             self.promote(version)
         return version
@@ -188,7 +187,7 @@ class Registry:
             deleted = [name for name in names[:-keep] if self._delete(name, names)]
             if names:
                 # Numbers only grow: whoever claimed one below the oldest kept version is long gone.
-                self._sweep(below=parse_name(names[-keep:][0])[0])
+                self._files.sweep(below=parse_name(names[-keep:][0])[0])
         return deleted
 
     def current(self) -> str | None:
@@ -228,7 +227,7 @@ class Registry:
         """
         with self._storage.guard("cannot be listed"):
             names = [name for name in self._storage.entries() if is_version_name(name)]
-            return sorted((n for n in names if self._complete(n)), key=parse_name)
+            return sorted((n for n in names if self._files.complete(n)), key=parse_name)
 
     def describe(self, version: str) -> Summary:
         """Configuration, metrics and lineage of a version, without reading its weights.
@@ -237,7 +236,7 @@ class Registry:
             VersionRefused: The version is missing or these files are damaged.
         """
         parse_name(version)
-        return summarize(version, self._read(version, HEADS))
+        return summarize(version, self._files.read(version, HEADS))
 
     def load(self, version: str) -> Version:
         """Read and verify a version: checksums, shapes, finite weights, vocabulary.
@@ -246,7 +245,7 @@ class Registry:
             VersionRefused: Anything at all is wrong with it; the message says what, why and what to do.
         """
         parse_name(version)
-        return unpack(version, self._read(version, FILES))
+        return unpack(version, self._files.read(version, FILES))
 
     def _serve(self, names: Sequence[str], before: Sequence[str], turn: int) -> None:
         """Point at the first name, each once; back to what was before where that is no version any more.
@@ -300,64 +299,5 @@ class Registry:
     def _check_published(self, version: str) -> None:
         parse_name(version)
         with self._storage.guard("cannot be read"):
-            if not self._complete(version):
+            if not self._files.complete(version):
                 raise refusal(version, "it is not in the registry")
-
-    def _complete(self, version: str) -> bool:
-        return self._storage.holds(f"{version}/{MANIFEST}")
-
-    def _claim(self) -> int:
-        self._fs.makedirs(f"{self._root}/{CLAIMS}", exist_ok=True)
-        taken = [int(claim) for claim in self._storage.entries(CLAIMS) if claim.isdecimal()]
-        taken += [parse_name(name)[0] for name in self._storage.entries() if is_version_name(name)]
-        number = max(taken, default=0)
-        while True:
-            number += 1
-            claim = f"{self._root}/{CLAIMS}/{number:04d}"
-            try:
-                if self._storage.local:  # fsspec looks first, then opens: two processes could find the number free
-                    Path(claim).touch(exist_ok=False)
-                else:
-                    self._fs.pipe_file(claim, b"", mode="create")
-                return number
-            except FileExistsError:
-                continue
-
-    def _write(self, version: str, number: int, files: Mapping[str, bytes]) -> None:
-        if not self._storage.local:
-            self._fs.makedirs(f"{self._root}/{version}", exist_ok=True)  # SFTP has folders, where S3 has prefixes
-            for name, data in files.items():  # the manifest is the last of them
-                self._fs.pipe_file(f"{self._root}/{version}/{name}", data)
-            return
-        folder = Path(self._root, f"{_UNFINISHED}{number:04d}")
-        folder.mkdir()
-        for name, data in files.items():
-            write_durably(folder / name, data)
-        folder.rename(Path(self._root, version))
-
-    def _read(self, version: str, names: Sequence[str]) -> dict[str, bytes]:
-        contents: dict[str, bytes] = {}
-        for name in (MANIFEST, *names):
-            try:
-                contents[name] = self._storage.read(f"{version}/{name}")
-            except FileNotFoundError as exc:
-                raise refusal(version, f"the file {name} is missing") from exc
-            except Exception as exc:  # as in `Storage.guard`
-                told = refusal(version, f"the file {name} cannot be read: {str(exc) or type(exc).__name__}")
-                raise StorageRefused(told.what, told.why, told.fix) from exc
-        manifest = contents.pop(MANIFEST)
-        verify(version, manifest, contents)
-        return contents
-
-    def _sweep(self, below: int) -> None:
-        for entry in self._storage.entries():
-            path, number = f"{self._root}/{entry}", entry.removeprefix(_UNFINISHED)
-            if is_version_name(entry):
-                unfinished = parse_name(entry)[0] < below and not self._complete(entry)
-            else:
-                unfinished = entry.startswith(_UNFINISHED) and number.isdecimal() and int(number) < below
-            if unfinished:
-                self._fs.rm(path, recursive=True)
-        for claim in self._storage.entries(CLAIMS):
-            if claim.isdecimal() and int(claim) < below:
-                self._fs.rm_file(f"{self._root}/{CLAIMS}/{claim}")

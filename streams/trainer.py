@@ -83,7 +83,7 @@ def run_trainer(settings: Settings, options: TrainerOptions) -> dict[str, Any]:
             os.nice(_NICE)
     directory = settings.state_dir / settings.app_id / "trainer"
     registry = Registry(settings.registry)
-    registry.versions()
+    registry.require_writable()
     user_key = Pseudonyms(settings.pseudonym_key.get_secret_value()).fingerprint
     replay = ReplaySettings(capacity=settings.buffer_events, seed=settings.trainer_seed, user_key=user_key)
     with ReplayBuffer(directory, replay) as buffer:
