@@ -10,7 +10,7 @@ from state.events import TOPICS
 from streams.kafka import admin
 from streams.topics import FORGET_USERS, FORGOTTEN_USERS, RECOMMENDATIONS, TRANSITIONS, topic_specs
 from tests.streams.event_log import PARTITIONS, Load, Record, event, partition_of
-from tests.streams.worker_cluster import Cluster
+from tests.streams.worker_cluster import ONE_BROKER, Cluster
 from tests.streams.worker_process import Worker, wait_for
 
 pytestmark = [pytest.mark.broker, pytest.mark.slow]
@@ -43,6 +43,7 @@ def names(prefix: str, count: int = 60) -> set[str]:
     return {f"{prefix}{n}" for n in range(count)}
 
 
+@pytest.mark.parametrize("small", ONE_BROKER, indirect=True)
 def test_nothing_sent_after_the_first_start_is_skipped(small: Cluster) -> None:
     """Killed before any event came, and again at the first ones; requests to be forgotten wait from before."""
     small.produce(clicks("old"))

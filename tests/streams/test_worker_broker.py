@@ -15,7 +15,14 @@ from state.events import TOPICS
 from streams.broker import EmbeddedBroker
 from streams.topics import CHANGELOG
 from tests.streams.event_log import PARTITIONS, Load, Record, event
-from tests.streams.worker_cluster import SESSION_SECONDS, Cluster, Reference, assert_nothing_lost, open_cluster
+from tests.streams.worker_cluster import (
+    ONE_BROKER,
+    SESSION_SECONDS,
+    Cluster,
+    Reference,
+    assert_nothing_lost,
+    open_cluster,
+)
 from tests.streams.worker_process import wait_for
 
 if TYPE_CHECKING:
@@ -41,6 +48,7 @@ def test_one_of_three_workers_is_killed_under_load_and_a_new_one_joins(cluster: 
     assert cluster.stop() == [0, -signal.SIGKILL, 0, 0], cluster.output()
 
 
+@pytest.mark.parametrize("cluster", ONE_BROKER, indirect=True)
 def test_a_suspended_worker_comes_back(cluster: Cluster, reference: Reference) -> None:
     """Stopped for longer than its session: the other takes over, and what it held must not be written over."""
     suspended, other = cluster.worker(), cluster.worker()
@@ -145,6 +153,7 @@ def test_a_worker_without_its_broker_can_be_stopped(tmp_path: Path, reference: R
         cluster.close()
 
 
+@pytest.mark.parametrize("cluster", ONE_BROKER, indirect=True)
 def test_restarts_from_the_snapshot_and_from_the_changelog(cluster: Cluster, reference: Reference) -> None:
     """Stop, start from snapshots, stop, start without them, each time going on with the log; then read it all again.
 

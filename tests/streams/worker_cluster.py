@@ -36,6 +36,8 @@ with warnings.catch_warnings():  # kafka-python 3.0.12 reads its schemas with im
 ROOT = Path(__file__).parents[2]
 HIDDEN = 32
 SESSION_SECONDS = 4.0
+# For long tests that ask the same of both brokers: the real one where there is one.
+ONE_BROKER = ["kafka" if os.environ.get("KAFKA_HOME") else "embedded"]
 
 
 @dataclass(slots=True)
