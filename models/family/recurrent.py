@@ -28,7 +28,8 @@ from models.training_settings import TrainingSettings
 
 _SECONDS_PER_UNIT: Final = 3600.0  # of the time-aware decay: an hour away fades short-term memory by a quarter
 _RATE: Final = 0.01
-# NDCG@10 of three seeds: on ML-100K .095, .085 at .01, where a seed may fail (.069), .089 at .003; on Beauty .037, .040 at .01.
+# NDCG@10 of three seeds: on ML-100K .095; .085 at .01, where a seed may fail (.069); .089 at .003. On Beauty .037; .040
+# at .01.
 _ELMAN_RATE: Final = 0.005
 _EPOCHS: Final = 16
 _MOST_EPOCHS: Final = 60  # on small data, which is gone through until it was learnt from often enough
