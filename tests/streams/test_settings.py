@@ -82,6 +82,7 @@ def test_dot_env_file(tmp_path):
         ("EMIT", "sometimes"),
         ("HTTP_PORT", "-1"),
         ("TRAINER_SEED", "9223372036854775808"),
+        ("BUFFER_EVENTS", "100000001"),
         ("APP_ID", "has space"),
     ],
 )
