@@ -189,6 +189,21 @@ def admin(settings: Settings, timeout_seconds: float = 3.0) -> Iterator[KafkaAdm
         source = token_source(settings)
         source.token()  # before anything is tried with it: the clients would only say that they cannot connect
         options["sasl_oauth_token_provider"] = BlockingTokens(source)
+    client = _connected(settings, options, timeout_seconds, rounds=2 if uses_sasl(settings) else 1)
+    try:
+        with broker_errors(settings, "administer Kafka"):
+            yield client
+    finally:
+        client.close()
+
+
+def _connected(settings: Settings, options: dict[str, Any], timeout_seconds: float, rounds: int) -> KafkaAdminClient:
+    """A client of a broker that answers, so that a failure is about who we are: `rounds` of about four tries.
+
+    A refused user or token is tried until the time is over, and known by one heard refusal. kafka-python throws away
+    an answer that it reads together with the end of the connection, and Kafka hangs up 0.1 s after it refused: on a
+    busy machine every try of a round may miss it.
+    """
     started: list[KafkaNetClient] = []  # a constructor that raises leaves its sockets and thread to us
 
     def net_client(**config: Any) -> KafkaNetClient:
@@ -197,7 +212,7 @@ def admin(settings: Settings, timeout_seconds: float = 3.0) -> Iterator[KafkaAdm
 
     with _failures() as failures:
         try:
-            client = KafkaAdminClient(
+            return KafkaAdminClient(
                 **options,
                 bootstrap_timeout_ms=int(timeout_seconds * 1000),
                 request_timeout_ms=30_000,
@@ -208,22 +223,25 @@ def admin(settings: Settings, timeout_seconds: float = 3.0) -> Iterator[KafkaAdm
                 half_open.close()
             if not isinstance(error, KafkaError | OSError):
                 raise
-            # It answers, so it is about who we are.
-            raise _unwelcome(settings, describe(_reason([*failures, error]))) from error
-    try:
-        with broker_errors(settings, "administer Kafka"):
-            yield client
-    finally:
-        client.close()
+            failures.append(error)
+    if rounds > 1 and not _refusals(failures):
+        return _connected(settings, options, timeout_seconds, rounds - 1)
+    raise _unwelcome(settings, _reason(failures, uses_sasl(settings))) from failures[-1]
 
 
-def _reason(failures: Sequence[BaseException]) -> BaseException:
-    """The broker's refusal if it is among them, else the first.
+def _refusals(failures: Sequence[BaseException]) -> list[BaseException]:
+    return [failure for failure in failures if isinstance(failure, SaslAuthenticationFailedError)]
 
-    kafka-python throws away an answer that it reads together with the end of the connection, and Kafka hangs up 0.1 s
-    after it refused. On a busy machine the reason is heard from one of the next tries only, of about five.
-    """
-    return min(failures, key=lambda failure: not isinstance(failure, SaslAuthenticationFailedError))
+
+def _reason(failures: Sequence[BaseException], signs_in: bool) -> str:
+    """The broker's refusal if it was heard, else the first failure and, where somebody signs in, what it may mean."""
+    refusals = _refusals(failures)
+    if refusals or not signs_in:
+        return describe((refusals or failures)[0])
+    return (
+        f"{describe(failures[0])}. Kafka hung up at every try to sign in, as it does after a failed Authentication: "
+        "the user, the password or the token may be wrong"
+    )
 
 
 @contextmanager

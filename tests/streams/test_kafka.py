@@ -3,11 +3,13 @@ import ssl
 import subprocess
 
 import pytest
+from kafka.errors import KafkaConnectionError, SaslAuthenticationFailedError
 
 from streams.broker import EmbeddedBroker
 from streams.errors import BrokerError
 from streams.kafka import (
     REACH_HINT,
+    _reason,
     admin,
     broker_errors,
     client_options,
@@ -119,3 +121,15 @@ def test_client_exceptions_are_described_once_and_hinted():
     assert "RECSTREAM_SASL_" in hint(SaslAuthenticationFailedError())
     with pytest.raises(BrokerError, match="cannot do it at"), broker_errors(load_settings(), "do it"):
         raise KafkaTimeoutError
+
+
+def test_a_refusal_counts_more_than_the_lost_connections_before_it():
+    lost, refused = KafkaConnectionError("socket disconnected"), SaslAuthenticationFailedError("wrong user")
+    assert _reason([lost, refused, lost], signs_in=True) == describe(refused)
+
+
+@pytest.mark.parametrize("signs_in", [True, False])
+def test_lost_connections_may_be_a_refusal_where_somebody_signs_in(signs_in):
+    reason = _reason([KafkaConnectionError("first"), KafkaConnectionError("second")], signs_in)
+    assert reason.startswith(describe(KafkaConnectionError("first")))
+    assert ("password" in reason) == signs_in

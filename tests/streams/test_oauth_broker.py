@@ -12,7 +12,7 @@ from tests.streams.secure_kafka import SecureKafka, counted
 from tests.streams.tokens import CLIENT, TokenEndpoint, endpoint
 
 pytestmark = [pytest.mark.broker, pytest.mark.slow]
-FEW = 6  # connections and requests that a start may make before it gives up
+FEW = 12  # connections and requests that a start may make before it gives up
 
 
 @pytest.fixture
@@ -34,7 +34,7 @@ def test_a_wrong_client_secret_is_one_clear_error(secure_kafka, tokens, tmp_path
     )
     assert "Traceback" not in text
     assert "wrong-word" not in text
-    assert seconds < 20
+    assert seconds < 45
     assert (tokens.asked, door.connections) == (1, 1)  # the connection is the greeting before anybody signs in
 
 
@@ -50,5 +50,5 @@ def test_a_token_that_another_issuer_signed_is_refused_by_the_broker(secure_kafk
     assert "RECSTREAM_OAUTH_" in text
     assert path.read_text() not in text
     assert "Traceback" not in text
-    assert seconds < 20
+    assert seconds < 45
     assert 1 <= door.connections <= FEW

@@ -12,7 +12,7 @@ from tests.streams.secure_kafka import PASSWORD, USER, counted
 from tests.streams.worker_process import Worker, wait_for
 
 pytestmark = [pytest.mark.broker, pytest.mark.slow]
-FEW = 6  # connections that a start may make before it gives up: no storm
+FEW = 12  # connections that a start may make before it gives up: no storm
 
 
 @pytest.mark.parametrize(
@@ -43,19 +43,21 @@ def test_a_worker_that_is_not_let_in_ends_at_once_and_says_why(secure_kafka, tmp
     assert why in text
     assert "RECSTREAM_SSL_" in text and "RECSTREAM_SASL_" in text  # the fix names the settings to check
     assert "word" not in text.replace("password", "")
-    assert seconds < 20
+    assert seconds < 45
     assert 1 <= door.connections <= FEW
 
 
-def test_a_refusal_lost_with_its_connection_is_heard_at_the_next_try(secure_kafka, tmp_path):
+@pytest.mark.parametrize("dropped", [{2, 3}, set(range(2, 99))], ids=["two tries", "every try"])
+def test_a_refusal_lost_with_its_connection_is_heard_at_another_try_or_guessed(secure_kafka, tmp_path, dropped):
     """The first connection is the greeting, before anybody signs in."""
-    with counted(secure_kafka.ports["client"], dropped={2, 3}) as door:
+    with counted(secure_kafka.ports["client"], dropped=dropped) as door:
         env = environment(secure_kafka, tmp_path, door.server_address[1], sasl_password="wrong-word")
-        done, _ = run(env, "worker")
+        done, seconds = run(env, "worker")
     text = " ".join((done.stdout + done.stderr).split())
     assert done.returncode == 1, text
     assert "does not let us in" in text
     assert "Authentication" in text
+    assert seconds < 45
     assert 4 <= door.connections <= FEW
 
 
