@@ -227,3 +227,14 @@ def test_cuda_where_there_is_none_is_refused(monkeypatch: pytest.MonkeyPatch, tm
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(RecstreamError, match="no CUDA device"):
         run_trainer(load_settings(registry=str(tmp_path)), TrainerOptions(device="cuda"))
+
+
+def test_a_registry_that_cannot_be_written_is_refused_before_anything_is_read(
+    monkeypatch: pytest.MonkeyPatch, contract_settings: Settings, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("streams.trainer.os.nice", lambda _: 0)
+    (tmp_path / "file").write_text("in the way")
+    own = {"registry": str(tmp_path / "file"), "state_dir": tmp_path / "state"}
+    with pytest.raises(RecstreamError, match="cannot be written"):
+        run_trainer(contract_settings.model_copy(update=own), TrainerOptions(device="cpu"))
+    assert not (tmp_path / "state").exists()
