@@ -198,16 +198,11 @@ def load_settings(**overrides: Any) -> Settings:
         raise SettingsError(_UNREADABLE, why, "let this user read .env, or move it away") from error
     except ValidationError as error:
         problems = "; ".join(_problem(item) for item in error.errors())
-        name = str(error.errors()[0]["loc"][0])
-        variables = [f"{PREFIX}{name.upper()}"]
-        if name in SECRETS:
-            variables.append(f"{PREFIX}{name.upper()}{SUFFIX.upper()}")
-        elif name in OPTIONS:
-            variables.append(f"--{name.replace('_', '-')}")
+        names = dict.fromkeys(str(item["loc"][0]) for item in error.errors())
         raise SettingsError(
             what="settings are invalid",
             why=problems,
-            fix=f"set {' or '.join(variables)} to a valid value",
+            fix=f"set {', and '.join(map(_set_by, names))} to what is allowed",
         ) from None  # its text has every value in it, secrets too
 
 
@@ -221,6 +216,14 @@ def misspelt() -> dict[str, str]:
     strange = {name.upper().removeprefix(PREFIX) for name in given if name.upper().startswith(PREFIX)} - {*names}
     alike = {name: get_close_matches(name, names, 1, _ALIKE) for name in sorted(strange)}
     return {PREFIX + name: PREFIX + found[0] for name, found in alike.items() if found}
+
+
+def _set_by(name: str) -> str:
+    """What sets a setting, for people."""
+    variable = f"{PREFIX}{name.upper()}"
+    if name in SECRETS:
+        return f"{variable} or {variable}{SUFFIX.upper()}"
+    return f"{variable} or --{name.replace('_', '-')}" if name in OPTIONS else variable
 
 
 def _problem(item: Any) -> str:

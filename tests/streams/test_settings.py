@@ -106,8 +106,9 @@ def test_options_are_those_that_commands_have():
 def test_every_bad_setting_is_named_at_once(monkeypatch):
     monkeypatch.setenv("RECSTREAM_TOP_K", "0")
     monkeypatch.setenv("RECSTREAM_PARTITIONS", "0")
-    with pytest.raises(SettingsError, match=r"RECSTREAM_PARTITIONS.*RECSTREAM_TOP_K"):
+    with pytest.raises(SettingsError, match=r"RECSTREAM_PARTITIONS.*RECSTREAM_TOP_K") as caught:
         load_settings()
+    assert "--partitions" in caught.value.fix and "--top-k" in caught.value.fix
 
 
 def test_settings_do_not_change_and_hide_the_password():
