@@ -66,13 +66,10 @@ def prepare(
     Raises:
         StateError: It cannot be written, or is not wanted any more; as after any error, nothing is left of it.
     """
-    temporary = path.with_name(f".{path.name}.{writer}.tmp")
+    temporary = temporary_beside(path, writer)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        for other in path.parent.glob(f".{path.name}.*.tmp"):
-            with suppress(FileNotFoundError):
-                if time.time() - other.stat().st_mtime > _UNFINISHED_SECONDS:
-                    other.unlink()
+        delete_unfinished(path)
         with temporary.open("wb") as file:
             _write_columns(ColumnWriter(_Stoppable(file, wanted), _MAGIC), captured, meta)
             file.flush()
@@ -84,6 +81,23 @@ def prepare(
             raise _unwritable(path, exc) from exc
         raise
     return temporary
+
+
+def temporary_beside(path: Path, writer: str) -> Path:
+    """Where one of several processes prepares what is to lie at `path`."""
+    return path.with_name(f".{path.name}.{writer}.tmp")
+
+
+def delete_unfinished(path: Path) -> None:
+    """Delete what killed processes left beside `path` of files they were preparing.
+
+    Raises:
+        OSError: That is not possible.
+    """
+    for other in path.parent.glob(f".{path.name}.*.tmp"):
+        with suppress(FileNotFoundError):
+            if time.time() - other.stat().st_mtime > _UNFINISHED_SECONDS:
+                other.unlink()
 
 
 def publish(temporary: Path, path: Path) -> None:

@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 
 from models.fusion import Fusion
 from state.errors import StateError
+from state.snapshot import delete_unfinished, temporary_beside
 from streams.kafka import client_options
 from streams.pipeline import Pipeline
 from streams.record_batch import blobs, encode_batches
@@ -143,9 +144,12 @@ class TransitionExchange(Service):  # type: ignore[misc]
         return arrays
 
     def _save(self, arrays: dict[str, NDArray[Any]]) -> None:
-        temporary = self._path.with_suffix(".tmp.npz")
+        """Workers started one by one on a host may all be number 0: each reads whatever copy was written last."""
+        temporary = temporary_beside(self._path, self._name.hex())
         try:
-            np.savez(temporary, **arrays)  # type: ignore[arg-type]
+            delete_unfinished(self._path)
+            with temporary.open("wb") as file:
+                np.savez(file, **arrays)  # type: ignore[arg-type]
             temporary.replace(self._path)
         except OSError as error:
             log.warning("Cannot keep the transitions in %s: %s", self._path, error)

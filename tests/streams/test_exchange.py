@@ -1,6 +1,7 @@
 """What workers tell each other counts once, whatever becomes of the worker that told it; without a broker."""
 
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
 import numpy as np
@@ -101,6 +102,27 @@ def test_a_worker_that_is_killed_counts_every_transition_it_had_sent_once(tmp_pa
     for one in (worker, other):
         one.read()
         assert one.counted == truth
+
+
+def test_workers_that_share_a_number_do_not_spoil_each_others_copy(tmp_path, caplog):
+    topic, rng, truth = Topic(), np.random.default_rng(1), Counter()
+    workers = [Life(topic, tmp_path) for _ in range(2)]
+    for worker in workers:
+        worker.learn(rng, truth)
+        worker.export()
+        worker.read()
+
+    def keep(worker):
+        for _ in range(50):
+            worker.keep()
+
+    with ThreadPoolExecutor() as threads:
+        list(threads.map(keep, workers))
+    assert not caplog.records
+    assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == ["transitions-0.npz"]
+    again = Life(topic, tmp_path)
+    again.read()
+    assert again.counted == truth
 
 
 async def test_what_is_not_sent_at_a_stop_is_sent_by_the_next_life_only(tmp_path, monkeypatch):

@@ -10,6 +10,7 @@ from tests.streams.worker_cluster import Cluster, Reference, assert_nothing_lost
 from tests.streams.worker_process import wait_for
 
 pytestmark = [pytest.mark.broker, pytest.mark.slow]
+_LATE = 1_000  # events, sent when every worker holds partitions
 
 _SLOW = """
 import os, time
@@ -53,22 +54,24 @@ def test_workers_killed_while_they_write_snapshots(cluster: Cluster, reference: 
     command = slow(0.4)
     workers = [cluster.worker(command=command, **often) for _ in range(2)]
     wait_for(lambda: all(worker.held() for worker in workers), 60, cluster.output)
-    load = cluster.load(reference.records, rate=1_200)
+    first, last = reference.records[:-_LATE], reference.records[-_LATE:]
+    load = cluster.load(first, rate=1_200)
     for kill in range(1, 4):
-        wait_for(lambda kill=kill: load.sent > kill * len(reference.records) // 5, 60, cluster.output)
+        wait_for(lambda kill=kill: load.sent > kill * len(first) // 5, 60, cluster.output)
         victim = workers.pop(0)
         victim.kill()
         workers.append(cluster.worker(command=command, **often))
     load.finish()
+    wait_for(lambda: all(worker.held() for worker in workers), 60, cluster.output)
+    cluster.produce(last)  # so that the last one to join has something to write, however late it came
     cluster.wait_committed()
     assert_nothing_lost(cluster, reference)
-    wait_for(lambda: all(worker.held() for worker in workers), 60, cluster.output)
     written = "recstream_snapshots_total{result=written}"
     wait_for(lambda: all(worker.metrics().get(written, 0) for worker in workers), 60, cluster.output)
     assert sum(worker.metrics().get("recstream_restore_users{source=snapshot}", 0) for worker in workers)
     assert cluster.stop()[-2:] == [0, 0], cluster.output()
     assert [worker.poll() for worker in cluster.workers].count(-signal.SIGKILL) == 3
-    last = cluster.worker().wait_ready()
-    assert last.metrics()["recstream_restore_users{source=snapshot}"] == len(reference.states)
-    assert last.metrics()["recstream_restore_records_total{source=changelog}"] == 0
-    assert last.stop() == 0, last.output()
+    worker = cluster.worker().wait_ready()
+    assert worker.metrics()["recstream_restore_users{source=snapshot}"] == len(reference.states)
+    assert worker.metrics()["recstream_restore_records_total{source=changelog}"] == 0
+    assert worker.stop() == 0, worker.output()

@@ -95,7 +95,7 @@ class Worker:
             return list(orjson.loads(reply.read())["partitions"])
         return []
 
-    def wait_ready(self, seconds: float = 60) -> "Worker":
+    def wait_ready(self, seconds: float = 120) -> "Worker":
         """Wait until it is ready."""
         wait_for(lambda: self.ready() or self.poll() is not None, seconds, lambda: f"not ready\n{self.output()}")
         assert self.poll() is None, self.output()
