@@ -1,6 +1,8 @@
 """What the commands print: people read standard error, programs read the last line of standard output."""
 
+import os
 import re
+import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Final
@@ -67,8 +69,24 @@ def exit_status() -> Iterator[None]:
 
 
 def print_json(values: Mapping[str, Any]) -> None:
-    """Print one JSON object as one line on standard output, where it is the last line."""
-    print(orjson.dumps(values, option=orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_NON_STR_KEYS).decode(), flush=True)
+    """Print one JSON object as one line on standard output, where it is the last line.
+
+    Raises:
+        RecstreamError: Standard output takes nothing more, as on a full disk.
+    """
+    try:
+        print(orjson.dumps(values, option=orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_NON_STR_KEYS).decode(), flush=True)
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        drop_output()
+        what, why = "The JSON cannot be written to standard output", error.strerror or str(error)
+        raise RecstreamError(what, why, "Send it where there is room") from error
+
+
+def drop_output() -> None:
+    """Let standard output go nowhere from now on: what it still holds would fail once more when the program ends."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 class Bar:

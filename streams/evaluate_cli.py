@@ -129,12 +129,12 @@ def evaluate(
     console.print(_table(body))
     for more in more_tables(body):
         console.print(more)
-    if json:
-        print_json(body)
     if out is not None:
         from models.evaluation.report import write
 
         say(f"report: {write(body, out)}")
+    if json:
+        print_json(body)
     if "interrupted" in body:
         say(f"interrupted at {body['interrupted']}: the figures are of the models before it")
         raise typer.Exit(EXIT_INTERRUPTED)
