@@ -14,6 +14,9 @@ Recognised by their first line, never by their name:
 | Diginetica views | `sessionId;userId;itemId;timeframe;eventdate` |
 | RecBole atomic files | `user_id:token<tab>item_id:token<tab>timestamp:float` |
 | bare user, item, perhaps a rating, time | `196,242,881250949`, by commas, tabs or blanks |
+| Taobao `UserBehavior.csv` | `1,2268318,2520377,pv,1511544070` |
+| Gowalla, Foursquare check-ins | `0<tab>2010-10-19T23:55:27Z<tab>30.2359<tab>-97.7951<tab>22847` |
+| rows of a user and its items, as S3Rec's | `1 30 20 10`, rows of different lengths |
 | bare pairs, as SASRec's and BERT4Rec's | `1 242`, in order of time |
 
 Tables separated by semicolons, bars, `::`, blanks, or tabs in a `.csv`, with decimal commas or not, and tables in
@@ -35,6 +38,8 @@ from models.table_files import TableError, TableFile
 _NUMBER: Final = r"\d+(?:\.\d+)?"
 _ID: Final = r"[\w-]+"
 _TIME: Final = r"\d{4}-\d\d-\d\d[T ][\d:.]+Z?"
+_PLACE: Final = r"-?\d+\.\d+\t-?\d+\.\d+"
+_SEQUENCE: Final = re.compile(rb"\d+(?: \d+)+")
 # Files without a header: pattern of the first line, separator, columns.
 _BARE: Final = (
     ("MovieLens u.data", rf"\d+\t\d+\t{_NUMBER}\t\d{{6,}}", "\t", ("user_id", "item_id", "rating", "timestamp")),
@@ -42,6 +47,11 @@ _BARE: Final = (
     ("Yoochoose clicks", rf"\d+,{_TIME},\d+,\w+", ",", ("user_id", "timestamp", "item_id", "category")),
     ("Yoochoose buys", rf"\d+,{_TIME},\d+,\d+,\d+", ",", ("user_id", "timestamp", "item_id", "price", "quantity")),
     ("Amazon ratings", rf"{_ID},{_ID},{_NUMBER},\d{{9,13}}", ",", ("user_id", "item_id", "rating", "timestamp")),
+    ("Taobao's user behaviour", r"\d+,\d+,\d+,(pv|buy|cart|fav),\d{9,13}", ",",
+     ("user_id", "item_id", "category", "event_type", "timestamp")),
+    ("check-ins", rf"\d+\t{_TIME}\t{_PLACE}\t\w+", "\t", ("user_id", "timestamp", "latitude", "longitude", "item_id")),
+    ("Foursquare check-ins", rf"\d+\t\w{{24}}\t\w{{24}}\t[^\t]*\t{_PLACE}\t-?\d+\t[^\t]{{30}}", "\t",
+     ("user_id", "item_id", "category_id", "category", "latitude", "longitude", "offset", "timestamp")),
     *((f"user, item, time by {word}", rf"{_ID}{mark}{_ID}{mark}\d{{9,13}}", mark, ("user_id", "item_id", "timestamp"))
       for word, mark in (("commas", ","), ("tabs", "\t"), ("blanks", " "))),
     *((f"user, item, rating, time by {word}", rf"{_ID}{mark}{_ID}{mark}{_NUMBER}{mark}\d{{9,13}}", mark,
@@ -57,6 +67,7 @@ _NAMES: Final[Mapping[str, tuple[str, ...]]] = {
         "userid", "user", "uid", "reviewerid", "visitorid", "customerid", "customer", "memberid", "profileid",
         "useridx", "userindex", "userno", "userkey", "username", "custid", "clientid", "client", "buyerid", "accountid",
         "personid", "authorid", "readerid", "viewerid", "studentid", "learnerid", "steamid",
+        "householdkey", "householdid",
         "sessionid", "session", "u",
     ),
     "item_id": (
@@ -65,14 +76,15 @@ _NAMES: Final[Mapping[str, tuple[str, ...]]] = {
         "contentid", "aid", "traid", "artistid", "artid",
         "itemidx", "itemindex", "itemno", "itemkey", "prodid", "goodsid", "businessid", "gmapid", "recipeid", "venueid",
         "placeid", "poiid", "locationid", "hotelid", "listingid", "restaurantid", "jobid", "courseid", "gameid",
-        "animeid", "beerid", "filmid", "showid", "docid", "documentid", "postid", "pageid", "adid", "movie", "film",
-        "song", "track", "book", "article", "video", "game", "artist", "i",
+        "appid", "animeid", "beerid", "filmid", "showid", "docid", "documentid", "postid", "pageid", "adid", "movie",
+        "film", "song", "track", "book", "article", "video", "game", "artist", "i",
     ),
     "timestamp": (
-        "timestamp", "time", "ts", "datetime", "unixreviewtime", "eventtime", "createdat", "date", "unixtime",
+        "timestamp", "time", "ts", "timems", "tsms", "eventts", "datetime", "unixreviewtime", "eventtime",
+        "createdat", "date", "unixtime",
         "invoicedate", "eventdate", "eventtimestamp", "clicktimestamp", "unixtimestamp", "timestampms", "clicktime",
         "dateadded", "addedat", "tdat", "orderdate", "purchasedate", "reviewdate", "reviewtime",
-        "eventts", "tsms", "timems", "epoch", "localtime", "utctime", "transactiondate", "submitted", "ratedat",
+        "epoch", "localtime", "utctime", "transactiondate", "transactiondt", "submitted", "ratedat",
         "playedat", "listenedat", "watchedat", "viewedat", "clickedat", "visitedat", "purchasedat", "orderedat", "t",
     ),
     "event_type": (
@@ -147,6 +159,10 @@ def straightened(
     table, notes = TableFile(path), list[str]()
     first = table.data[:65_536].split(b"\n", 1)[0].decode("utf-8", "replace").strip()
     if table.format in ("csv", "tsv"):
+        if _SEQUENCE.fullmatch(table.data.split(b"\n", 1)[0].strip()) and (pairs := _pairs_of_sequences(table.data)):
+            copy = folder / f"{path.name.split('.')[0]}.tsv"
+            copy.write_bytes(pairs)
+            return TableFile(copy), ["read as rows of a user and its items, in order of time"], True
         for name, pattern, separator, names in _BARE:
             if re.fullmatch(pattern, first):
                 copy = folder / f"{path.name.split('.')[0]}.tsv"
@@ -182,6 +198,14 @@ def named_as(path: Path, folder: Path) -> Iterator[None]:
             re.sub(rf"{re.escape(str(folder))}/\S+", str(path), text) for text in (error.what, error.why, error.fix)
         )
         raise TableError(*told) from error
+
+
+def _pairs_of_sequences(data: bytes) -> bytes:
+    """Rows of a user and its items as pairs with a header; nothing where all rows have one length, as tables have."""
+    rows = [line.split() for line in data.splitlines() if line.strip()]
+    if len({len(row) for row in rows}) < 2 or not all(_SEQUENCE.fullmatch(b" ".join(row)) for row in rows):
+        return b""
+    return b"user_id\titem_id\n" + b"".join(b"%s\t%s\n" % (row[0], item) for row in rows for item in row[1:])
 
 
 def _items_first(data: bytes) -> bool:

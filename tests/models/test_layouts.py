@@ -30,6 +30,15 @@ LAYOUTS = {
         "1;NA;81766;526309;2016-05-09",
         "2;NA;31331;1031018;2016-05-09",
     ],
+    "UserBehavior.csv": ["1,2268318,2520377,pv,1511544070", "2,2333346,2520771,buy,1511561733"],
+    "Gowalla.txt": [
+        "0\t2010-10-19T23:55:27Z\t30.2359091167\t-97.7951395833\t22847",
+        "1\t2010-10-18T22:17:43Z\t30.2691029532\t-97.7493953705\t420315",
+    ],
+    "TSMC.txt": [
+        f"470\t{'49bb' * 6}\t{'4bf5' * 6}\tArts\t40.71\t-74.0\t-240\tTue Apr 03 18:00:09 +0000 2012",
+        f"979\t{'4a43' * 6}\t{'4bf5' * 6}\tBridge\t40.60\t-74.04\t-240\tTue Apr 03 18:00:25 +0000 2012",
+    ],
     "ml.inter": ["user_id:token\titem_id:token\ttimestamp:float", "196\t242\t881250949", "186\t302\t891717742"],
 }  # fmt: skip
 
@@ -110,7 +119,14 @@ def test_bare_pairs_stand_in_order_of_time(tmp_path):
 
 @pytest.mark.parametrize(
     "header",
-    ["user,song,played_at", "u,i,t", "user_idx,item_idx,event_ts", "cust_id,prod_id,ts_ms", "client,book,epoch"],
+    [
+        "user,song,played_at",
+        "u,i,t",
+        "user_idx,item_idx,event_ts",
+        "cust_id,prod_id,ts_ms",
+        "client,book,epoch",
+        "household_key,app_id,TRANSACTION_DT",
+    ],
 )
 def test_less_usual_names_of_columns(tmp_path, header):
     path = tmp_path / "log.csv"
