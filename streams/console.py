@@ -2,9 +2,11 @@
 
 import os
 import re
+import signal
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from threading import current_thread, main_thread
 from typing import Any, Final
 
 import orjson
@@ -66,6 +68,19 @@ def exit_status() -> Iterator[None]:
     except KeyboardInterrupt:
         screen().print("interrupted", style="yellow")
         raise SystemExit(EXIT_INTERRUPTED) from None
+
+
+@contextmanager
+def ended_as_by_ctrl_c() -> Iterator[None]:
+    """Within it SIGTERM, which `timeout` and batch systems send, ends the work as Ctrl-C does: what is done is kept."""
+    if current_thread() is not main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def print_json(values: Mapping[str, Any]) -> None:
