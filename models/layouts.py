@@ -13,8 +13,14 @@ Recognised by their first line, never by their name:
 | Yoochoose clicks, buys | `1,2014-04-07T10:51:09.277Z,214536502,0`, `4,2014-04-06T18:44:58.314Z,214537888,12462,1` |
 | Diginetica views | `sessionId;userId;itemId;timeframe;eventdate` |
 | RecBole atomic files | `user_id:token<tab>item_id:token<tab>timestamp:float` |
+| bare user, item, perhaps a rating, time | `196,242,881250949`, by commas, tabs or blanks |
+| Taobao `UserBehavior.csv` | `1,2268318,2520377,pv,1511544070` |
+| Gowalla, Foursquare check-ins | `0<tab>2010-10-19T23:55:27Z<tab>30.2359<tab>-97.7951<tab>22847` |
+| rows of a user and its items, as S3Rec's | `1 30 20 10`, rows of different lengths |
+| bare pairs, as SASRec's and BERT4Rec's | `1 242`, in order of time |
 
-Tables separated by semicolons, with decimal commas or not, and tables in Latin-1 are understood too.
+Tables separated by semicolons, bars, `::`, blanks, or tabs in a `.csv`, with decimal commas or not, and tables in
+Latin-1 are understood too.
 """
 
 import io
@@ -30,30 +36,56 @@ import polars as pl
 from models.table_files import TableError, TableFile
 
 _NUMBER: Final = r"\d+(?:\.\d+)?"
+_ID: Final = r"[\w-]+"
 _TIME: Final = r"\d{4}-\d\d-\d\d[T ][\d:.]+Z?"
+_PLACE: Final = r"-?\d+\.\d+\t-?\d+\.\d+"
+_SEQUENCE: Final = re.compile(rb"\d+(?: \d+)+")
 # Files without a header: pattern of the first line, separator, columns.
 _BARE: Final = (
     ("MovieLens u.data", rf"\d+\t\d+\t{_NUMBER}\t\d{{6,}}", "\t", ("user_id", "item_id", "rating", "timestamp")),
     ("MovieLens ratings.dat", rf"\d+::\d+::{_NUMBER}::\d{{6,}}", "::", ("user_id", "item_id", "rating", "timestamp")),
     ("Yoochoose clicks", rf"\d+,{_TIME},\d+,\w+", ",", ("user_id", "timestamp", "item_id", "category")),
     ("Yoochoose buys", rf"\d+,{_TIME},\d+,\d+,\d+", ",", ("user_id", "timestamp", "item_id", "price", "quantity")),
-    ("Amazon ratings", rf"\w+,\w+,{_NUMBER},\d{{9,13}}", ",", ("user_id", "item_id", "rating", "timestamp")),
-)
+    ("Amazon ratings", rf"{_ID},{_ID},{_NUMBER},\d{{9,13}}", ",", ("user_id", "item_id", "rating", "timestamp")),
+    ("Taobao's user behaviour", r"\d+,\d+,\d+,(pv|buy|cart|fav),\d{9,13}", ",",
+     ("user_id", "item_id", "category", "event_type", "timestamp")),
+    ("check-ins", rf"\d+\t{_TIME}\t{_PLACE}\t\w+", "\t", ("user_id", "timestamp", "latitude", "longitude", "item_id")),
+    ("Foursquare check-ins", rf"\d+\t\w{{24}}\t\w{{24}}\t[^\t]*\t{_PLACE}\t-?\d+\t[^\t]{{30}}", "\t",
+     ("user_id", "item_id", "category_id", "category", "latitude", "longitude", "offset", "timestamp")),
+    *((f"user, item, time by {word}", rf"{_ID}{mark}{_ID}{mark}\d{{9,13}}", mark, ("user_id", "item_id", "timestamp"))
+      for word, mark in (("commas", ","), ("tabs", "\t"), ("blanks", " "))),
+    *((f"user, item, rating, time by {word}", rf"{_ID}{mark}{_ID}{mark}{_NUMBER}{mark}\d{{9,13}}", mark,
+       ("user_id", "item_id", "rating", "timestamp")) for word, mark in (("tabs", "\t"), ("blanks", " "))),
+    ("pairs of user and item", r"\d+ \d+", " ", ("user_id", "item_id")),
+)  # fmt: skip
+# Separators other than the one that the file's name tells of, in order of preference; of a header without that one.
+_SEPARATORS: Final = ("\t", "::", ";", "|", ",", " ")
+_WORDS: Final = {"\t": "tabs", ";": "semicolons", "|": "bars", ",": "commas", " ": "blanks"}
 # Usual names, in order of preference; a table's column counts under the first of ours it fits.
 _NAMES: Final[Mapping[str, tuple[str, ...]]] = {
     "user_id": (
         "userid", "user", "uid", "reviewerid", "visitorid", "customerid", "customer", "memberid", "profileid",
-        "sessionid", "session",
+        "useridx", "userindex", "userno", "userkey", "username", "custid", "clientid", "client", "buyerid", "accountid",
+        "personid", "authorid", "readerid", "viewerid", "studentid", "learnerid", "steamid",
+        "householdkey", "householdid",
+        "sessionid", "session", "u",
     ),
     "item_id": (
         "itemid", "item", "iid", "movieid", "parentasin", "asin", "productid", "product", "sku", "articleid", "songid",
         "trackid", "bookid", "isbn", "newsid", "videoid", "stockcode",
         "contentid", "aid", "traid", "artistid", "artid",
+        "itemidx", "itemindex", "itemno", "itemkey", "prodid", "goodsid", "businessid", "gmapid", "recipeid", "venueid",
+        "placeid", "poiid", "locationid", "hotelid", "listingid", "restaurantid", "jobid", "courseid", "gameid",
+        "appid", "animeid", "beerid", "filmid", "showid", "docid", "documentid", "postid", "pageid", "adid", "movie",
+        "film", "song", "track", "book", "article", "video", "game", "artist", "i",
     ),
     "timestamp": (
-        "timestamp", "time", "ts", "datetime", "unixreviewtime", "eventtime", "createdat", "date", "unixtime",
+        "timestamp", "time", "ts", "timems", "tsms", "eventts", "datetime", "unixreviewtime", "eventtime",
+        "createdat", "date", "unixtime",
         "invoicedate", "eventdate", "eventtimestamp", "clicktimestamp", "unixtimestamp", "timestampms", "clicktime",
         "dateadded", "addedat", "tdat", "orderdate", "purchasedate", "reviewdate", "reviewtime",
+        "epoch", "localtime", "utctime", "transactiondate", "transactiondt", "submitted", "ratedat",
+        "playedat", "listenedat", "watchedat", "viewedat", "clickedat", "visitedat", "purchasedat", "orderedat", "t",
     ),
     "event_type": (
         "eventtype", "event", "eventname", "action", "behavior", "behaviour", "behaviortype", "interactiontype", "type",
@@ -127,6 +159,10 @@ def straightened(
     table, notes = TableFile(path), list[str]()
     first = table.data[:65_536].split(b"\n", 1)[0].decode("utf-8", "replace").strip()
     if table.format in ("csv", "tsv"):
+        if _SEQUENCE.fullmatch(table.data.split(b"\n", 1)[0].strip()) and (pairs := _pairs_of_sequences(table.data)):
+            copy = folder / f"{path.name.split('.')[0]}.tsv"
+            copy.write_bytes(pairs)
+            return TableFile(copy), ["read as rows of a user and its items, in order of time"], True
         for name, pattern, separator, names in _BARE:
             if re.fullmatch(pattern, first):
                 copy = folder / f"{path.name.split('.')[0]}.tsv"
@@ -140,9 +176,11 @@ def straightened(
             copy.write_bytes(table.data.decode("latin-1").encode())
             path, table = copy, TableFile(copy)
             notes.append("not UTF-8: read as Latin-1")
-        if ";" in first and "," not in first and "\t" not in first:
+        usual = "\t" if table.format == "tsv" else ","
+        mark = next((mark for mark in _SEPARATORS if mark in first), "") if usual not in first else ""
+        if mark:
             copy = folder / f"{path.name.split('.')[0]}.csv"
-            _without_semicolons(table, copy)
+            _without_marks(table, mark, copy)
             path, table = copy, TableFile(copy)
             if not columns and {"sessionId", "itemId", "timeframe", "eventdate"} <= set(table.header()):
                 _diginetica(table, copy)
@@ -162,6 +200,14 @@ def named_as(path: Path, folder: Path) -> Iterator[None]:
         raise TableError(*told) from error
 
 
+def _pairs_of_sequences(data: bytes) -> bytes:
+    """Rows of a user and its items as pairs with a header; nothing where all rows have one length, as tables have."""
+    rows = [line.split() for line in data.splitlines() if line.strip()]
+    if len({len(row) for row in rows}) < 2 or not all(_SEQUENCE.fullmatch(b" ".join(row)) for row in rows):
+        return b""
+    return b"user_id\titem_id\n" + b"".join(b"%s\t%s\n" % (row[0], item) for row in rows for item in row[1:])
+
+
 def _items_first(data: bytes) -> bool:
     """Whether Amazon's ids of products (10 characters; users' have more) stand in the first column."""
     rows = [line.split(b",", 2) for line in data[:65_536].splitlines()[:-1] or data.splitlines()]
@@ -177,16 +223,17 @@ def _is_utf8(data: bytes) -> bool:
     return True
 
 
-def _without_semicolons(table: TableFile, copy: Path) -> None:
-    """Write a table that semicolons separate as CSV, with decimal points for the commas such tables often have.
+def _without_marks(table: TableFile, mark: str, copy: Path) -> None:
+    """Write a table that something else separates as CSV, with decimal points for the commas such tables may have.
 
     Raises:
         TableError: The rows do not fit the header.
     """
+    data, one = (table.data.replace(mark.encode(), b"\t"), "\t") if len(mark) > 1 else (table.data, mark)
     try:
-        frame = pl.read_csv(io.BytesIO(table.data), separator=";", infer_schema=False)
+        frame = pl.read_csv(io.BytesIO(data), separator=one, infer_schema=False)
     except pl.exceptions.PolarsError as exc:
-        what = f"The table {table.path} is not readable with semicolons as separators"
+        what = f"The table {table.path} is not readable with {_WORDS.get(mark, repr(mark))} as separators"
         raise TableError(what, str(exc).strip().splitlines()[0], "Check its quotation marks and rows") from exc
     for name in frame.columns:
         known = frame[name].drop_nulls()

@@ -2,14 +2,13 @@
 
 import asyncio
 import os
-import sys
 from typing import Annotated, Any, Literal
 
 import typer
 from typer.core import TyperGroup
 
 from streams import evaluate_cli, forget_cli, learning_cli, models_cli, options, topics_cli, tune_cli
-from streams.console import EXIT_FAILURE, exit_status, print_json, progress_bar, say
+from streams.console import EXIT_FAILURE, drop_output, exit_status, print_json, progress_bar, say
 from streams.settings import load_settings
 
 
@@ -21,7 +20,7 @@ class _Commands(TyperGroup):
             with exit_status():
                 return super().invoke(ctx)
         except BrokenPipeError:  # the reader of our output is gone, as in `recstream tail | head`
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            drop_output()
             raise typer.Exit(EXIT_FAILURE) from None
 
 

@@ -1,8 +1,12 @@
 """What the commands print: people read standard error, programs read the last line of standard output."""
 
+import os
 import re
+import signal
+import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from threading import current_thread, main_thread
 from typing import Any, Final
 
 import orjson
@@ -66,9 +70,38 @@ def exit_status() -> Iterator[None]:
         raise SystemExit(EXIT_INTERRUPTED) from None
 
 
+@contextmanager
+def ended_as_by_ctrl_c() -> Iterator[None]:
+    """Within it SIGTERM, which `timeout` and batch systems send, ends the work as Ctrl-C does: what is done is kept."""
+    if current_thread() is not main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 def print_json(values: Mapping[str, Any]) -> None:
-    """Print one JSON object as one line on standard output, where it is the last line."""
-    print(orjson.dumps(values, option=orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_NON_STR_KEYS).decode(), flush=True)
+    """Print one JSON object as one line on standard output, where it is the last line.
+
+    Raises:
+        RecstreamError: Standard output takes nothing more, as on a full disk.
+    """
+    try:
+        print(orjson.dumps(values, option=orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_NON_STR_KEYS).decode(), flush=True)
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        drop_output()
+        what, why = "The JSON cannot be written to standard output", error.strerror or str(error)
+        raise RecstreamError(what, why, "Send it where there is room") from error
+
+
+def drop_output() -> None:
+    """Let standard output go nowhere from now on: what it still holds would fail once more when the program ends."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 class Bar:

@@ -14,7 +14,7 @@ from rich.table import Table
 
 from state.errors import RecstreamError
 from streams import options
-from streams.console import EXIT_INTERRUPTED, Bar, print_json, progress_bar, say
+from streams.console import EXIT_INTERRUPTED, Bar, ended_as_by_ctrl_c, print_json, progress_bar, say
 from streams.evaluate_tables import more_tables
 from streams.settings import SettingsError, load_settings
 
@@ -120,7 +120,7 @@ def evaluate(
     how = Settings(protocol, perf_counter, seeds, effort, judged, model_settings=given, teaching=teaching, device=place)
     other = read_log(str(together), columns, types, None, None) if together else None
     bars = _Bars(list(dict.fromkeys([*(f"{name} alone" for name in names if other), *names])))
-    with bars.stack:
+    with bars.stack, ended_as_by_ctrl_c():
         body = evaluate_together(log, other, names, how, bars.show) if other else evaluate(log, names, how, bars.show)
     for note in body["data"]["notes"][len(log.notes) :]:
         say(f"  {note}")
@@ -129,12 +129,12 @@ def evaluate(
     console.print(_table(body))
     for more in more_tables(body):
         console.print(more)
-    if json:
-        print_json(body)
     if out is not None:
         from models.evaluation.report import write
 
         say(f"report: {write(body, out)}")
+    if json:
+        print_json(body)
     if "interrupted" in body:
         say(f"interrupted at {body['interrupted']}: the figures are of the models before it")
         raise typer.Exit(EXIT_INTERRUPTED)

@@ -10,7 +10,7 @@ import typer
 from rich.table import Table
 
 from streams import options
-from streams.console import Bar, print_json, progress_bar, say, screen
+from streams.console import Bar, ended_as_by_ctrl_c, print_json, progress_bar, say, screen
 from streams.evaluate_cli import one_thread, read_log
 from streams.settings import SettingsError, load_settings
 
@@ -59,7 +59,7 @@ def tune(
     folder = load_settings().state_dir / "tune"
     file = study or folder / f"{log.name}.{model}.{protocol}.{effort:g}.{seed}.journal"
     search = Search(model, protocol, perf_counter, file, 60 * minutes, trials, effort, seed, place)
-    with progress_bar(f"tuning {model}", total=1.0) as bar:
+    with progress_bar(f"tuning {model}", total=1.0) as bar, ended_as_by_ctrl_c():
         body = tune(log, search, _Shown(bar, perf_counter, 60 * minutes, trials).show)
     screen().print(_table(body, GOAL))
     best, default = body["best"], body["default"]

@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from models.family.asking import queries_before, ranks_of
+from models.family.asking import had_before, queries_before, ranks_of
 from models.family.interface import SequenceModel
 from models.network import UNKNOWN_ROW
 from models.sequences import Histories
@@ -97,8 +97,6 @@ def rank_events(
         report: Called with the share done.
         candidates: (V,) bool, items that compete; all but row 0 when None. A target outside is a miss.
     """
-    user = np.searchsorted(source.starts, events, side="right") - 1
-    start = source.starts[:-1][user]
     targets = torch.from_numpy(source.items[events].astype(np.int64))
     length = min(LISTED, model.items - 1)
     # Written into arrays made once: small results kept between large scores would scatter the heap, to gigabytes.
@@ -110,10 +108,8 @@ def rank_events(
         if candidates is not None:
             scores.masked_fill_(~candidates, -torch.inf)
         _rank(scores, targets[part], unmasked, part)
-        number = events[part] - start[part]
-        row = np.repeat(np.arange(len(number)), number)
-        place = np.arange(number.sum()) - np.repeat(np.cumsum(number) - number, number) + np.repeat(start[part], number)
-        scores[torch.from_numpy(row), torch.from_numpy(source.items[place].astype(np.int64))] = -torch.inf
+        row, had = (torch.from_numpy(side) for side in had_before(source, events[part], model.items))
+        scores[row, had] = -torch.inf
         _rank(scores, targets[part], masked, part)
         if report:
             report(min(1.0, (begin + rows) / len(events)))

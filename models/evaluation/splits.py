@@ -68,6 +68,8 @@ def split_by(data: Dataset, protocol: Protocol, most: int = JUDGED) -> tuple[Spl
         split = time_split(data) if protocol == "time-split" else cold_items(data)
         if not data.timed:
             notes.append("time split without times: the newest tenth of each user's own events is judged")
+    if protocol != "prequential" and not split.validation.any():
+        notes.append("nothing is left for validation, as the events share two moments: fits end with their last epoch")
     total = int(split.judged.sum())
     if total > most:
         split = replace(split, judged=thinned(source, split.judged, most))
@@ -113,7 +115,8 @@ def leave_one_out(source: Histories) -> Split:
 def time_split(data: Dataset) -> Split:
     """The newest tenth of the events is judged, the newest tenth of the rest is for validation.
 
-    Events at one time stay together. Without times the newest tenth of each user's own events stands for it.
+    Events at one time stay together; where that leaves two parts, none is for validation. Without times the newest
+    tenth of each user's own events stands for it.
 
     Raises:
         RecstreamError: The log is too short to split.
@@ -126,6 +129,8 @@ def time_split(data: Dataset) -> Split:
         order = (place + 1) / np.repeat(np.maximum(number, 1), number)  # 1 for everybody's last event
     judged = _newest(order, np.ones(len(source), np.bool_))
     validation = _newest(order, ~judged) if not judged.all() else np.zeros_like(judged)
+    if (judged | validation).all():  # two moments alone: the older is learnt, and nothing is left to choose by
+        validation = np.zeros_like(judged)
     learnt = ~(judged | validation)
     if not judged.any() or not learnt.any():
         what, why = "The log cannot be split by time", f"it has {len(source)} events, most of them at one moment"

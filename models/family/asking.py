@@ -122,3 +122,27 @@ def ranks_of(scores: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
     better, ties = (~(scores <= score)).sum(1), ((scores == score).sum(1) - 1).clamp(min=0)
     ranks = (1 + better + ties / 2).double().masked_fill(~(score[:, 0] > -torch.inf), torch.inf)
     return ranks, score[:, 0]
+
+
+def had_before(source: Histories, events: NDArray[np.int64], items: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """What the users of events (K,) had before them, each item once: numbers of the events, and item rows.
+
+    An item counts from its first event on, so that a robot's 100,000 events weigh no more than its different items.
+
+    Args:
+        source: The histories.
+        events: (K,) places in the histories, in any order.
+        items: V.
+    """
+    users, owner = np.unique(np.searchsorted(source.starts, events, side="right") - 1, return_inverse=True)
+    begin, end = source.starts[:-1][users], np.zeros(len(users), np.int64)
+    np.maximum.at(end, owner, events)
+    length = end - begin
+    place = np.arange(length.sum()) - np.repeat(np.cumsum(length) - length, length) + np.repeat(begin, length)
+    rows = source.items[place].astype(np.int64)
+    first = np.sort(np.unique(np.repeat(np.arange(len(users)), length) * items + rows, return_index=True)[1])
+    place, rows = place[first], rows[first]  # ascending, as users and their events are
+    low = np.searchsorted(place, begin)[owner]
+    number = np.searchsorted(place, events) - low
+    each = np.arange(number.sum()) - np.repeat(np.cumsum(number) - number, number) + np.repeat(low, number)
+    return np.repeat(np.arange(len(events)), number), rows[each]

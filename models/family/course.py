@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from models.family.asking import queries_before, ranks_of, target_ranks
+from models.family.asking import had_before, queries_before, ranks_of, target_ranks
 from models.family.interface import Lesson, SequenceModel
 
 _BUDGET: Final = 2.4e12  # multiplications of one fit at effort 1: about 150 s on one core of 2024
@@ -144,14 +144,13 @@ def held_out_ndcg_of_both(model: SequenceModel, lesson: Lesson, sample: NDArray[
     source = lesson.source
     asked = queries_before(model, source, sample)
     wanted = torch.from_numpy(source.items[sample].astype(np.int64))
-    start = source.starts[np.searchsorted(source.starts, sample, side="right") - 1]
     rows, total = max(1, _SCORES // model.items), 0.0
     for begin in range(0, len(sample), rows):
         part = slice(begin, begin + rows)
         scores = model.item_scores(asked[part])
         total += float(_gains(ranks_of(scores, wanted[part])[0]).sum())
-        for row, (first, event) in enumerate(zip(start[part], sample[part], strict=True)):
-            scores[row, torch.from_numpy(source.items[first:event].astype(np.int64))] = -torch.inf
+        row, had = (torch.from_numpy(side) for side in had_before(source, sample[part], model.items))
+        scores[row, had] = -torch.inf
         total += float(_gains(ranks_of(scores, wanted[part])[0]).sum())
     return total / (2 * len(sample))
 

@@ -30,6 +30,15 @@ LAYOUTS = {
         "1;NA;81766;526309;2016-05-09",
         "2;NA;31331;1031018;2016-05-09",
     ],
+    "UserBehavior.csv": ["1,2268318,2520377,pv,1511544070", "2,2333346,2520771,buy,1511561733"],
+    "Gowalla.txt": [
+        "0\t2010-10-19T23:55:27Z\t30.2359091167\t-97.7951395833\t22847",
+        "1\t2010-10-18T22:17:43Z\t30.2691029532\t-97.7493953705\t420315",
+    ],
+    "TSMC.txt": [
+        f"470\t{'49bb' * 6}\t{'4bf5' * 6}\tArts\t40.71\t-74.0\t-240\tTue Apr 03 18:00:09 +0000 2012",
+        f"979\t{'4a43' * 6}\t{'4bf5' * 6}\tBridge\t40.60\t-74.04\t-240\tTue Apr 03 18:00:25 +0000 2012",
+    ],
     "ml.inter": ["user_id:token\titem_id:token\ttimestamp:float", "196\t242\t881250949", "186\t302\t891717742"],
 }  # fmt: skip
 
@@ -69,6 +78,62 @@ def test_items_come_first_in_amazon_ratings_of_2018(tmp_path):
     data = load(path)
     assert data.vocabulary[1:] == ["B00005N7P0", "0143026860"]
     assert "read as Amazon ratings, items first" in data.notes
+
+
+@pytest.mark.parametrize("mark", ["|", " ", "::", "\t", ";"])
+@pytest.mark.parametrize("name", ["log.csv", "log.txt", "log.dat"])
+def test_a_header_tells_the_separator(tmp_path, mark, name):
+    path = tmp_path / name
+    path.write_text(
+        "\n".join(mark.join(row) for row in (("user_id", "item_id", "time"), ("u", "a", "9"), ("u", "b", "7")))
+    )
+    data = load(path)
+    assert data.timed
+    assert [data.vocabulary[row] for row in data.source.items] == ["b", "a"]
+
+
+def test_commas_in_a_tsv_are_separators_where_no_tab_is(tmp_path):
+    path = tmp_path / "log.tsv"
+    path.write_text("user_id,item_id,time\nu,a,9\nu,b,7\n")
+    assert load(path).vocabulary == ["", "b", "a"]
+
+
+@pytest.mark.parametrize("mark", [",", "\t", " "])
+@pytest.mark.parametrize("rating", [(), ("4",)])
+def test_bare_rows_are_user_item_and_time(tmp_path, mark, rating):
+    path = tmp_path / "log.txt"
+    rows = (("u-1", "7", *rating, "1700000009"), ("u-1", "8", *rating, "1700000001"))
+    path.write_text("\n".join(mark.join(row) for row in rows))
+    data = load(path)
+    assert data.users == ["u-1"] and data.timed
+    assert [data.vocabulary[row] for row in data.source.items] == ["8", "7"]
+
+
+def test_bare_pairs_stand_in_order_of_time(tmp_path):
+    path = tmp_path / "Beauty.txt"
+    path.write_text("1 30\n1 20\n2 20\n")
+    data = load(path)
+    assert data.users == ["1", "2"] and not data.timed
+    assert [data.vocabulary[row] for row in data.source.items] == ["30", "20", "20"]
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        "user,song,played_at",
+        "u,i,t",
+        "user_idx,item_idx,event_ts",
+        "cust_id,prod_id,ts_ms",
+        "client,book,epoch",
+        "household_key,app_id,TRANSACTION_DT",
+    ],
+)
+def test_less_usual_names_of_columns(tmp_path, header):
+    path = tmp_path / "log.csv"
+    path.write_text(f"{header}\nu,a,9\nu,b,7\n")
+    data = load(path)
+    assert data.timed
+    assert [data.vocabulary[row] for row in data.source.items] == ["b", "a"]
 
 
 def test_semicolons_quotation_marks_and_decimal_commas(tmp_path):

@@ -1,3 +1,9 @@
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from subprocess import PIPE
+
 import orjson
 import pytest
 from typer.testing import CliRunner
@@ -149,3 +155,30 @@ def test_help_teaches():
     result = run("--help")
     assert result.exit_code == 0
     assert "For example" in result.output and "skip-markov" in result.output
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="the system has no full device")
+def test_a_full_disk_behind_standard_output_is_told_and_the_report_is_written_before(log, tmp_path):
+    command = [sys.executable, "-m", "streams.cli", "evaluate", str(log), "--models", "popularity", "--json"]
+    with Path("/dev/full").open("wb") as full:
+        ended = subprocess.run(
+            [*command, "--out", str(tmp_path / "report")], stdout=full, stderr=PIPE, text=True, check=False
+        )
+    assert ended.returncode == 1
+    assert "The JSON cannot be written" in ended.stderr and "No space left" in ended.stderr
+    assert "Traceback" not in ended.stderr
+    assert (tmp_path / "report" / "result.json").is_file()
+
+
+def test_what_is_done_is_told_when_a_time_limit_ends_it(log):
+    command = [sys.executable, "-m", "streams.cli", "evaluate", str(log), "--models", "popularity,gru", "--json"]
+    with subprocess.Popen(
+        [*command, "--effort", "100", "--seeds", "50"], stdout=PIPE, stderr=PIPE, text=True
+    ) as process:
+        assert process.stderr is not None and process.stdout is not None
+        while "popularity (1 of 2)" not in process.stderr.readline():
+            assert process.poll() is None
+        process.send_signal(signal.SIGTERM)
+        body = orjson.loads(process.stdout.read())
+        assert process.wait() == 130
+    assert list(body["models"]) == ["popularity"] and body["interrupted"] == "gru"

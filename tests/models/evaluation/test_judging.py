@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from models.evaluation.judging import judge, rank_events
-from models.family.asking import queries_before
+from models.family.asking import had_before, queries_before
 from models.family.interface import clock_of
 from models.family.registry import MODELS, build
 from tests.models.evaluation.walks import histories
@@ -89,3 +89,14 @@ def test_a_robot_is_asked_about_in_windows_of_bounded_length(name):
         alone = queries_before(model, source, events[number : number + 1])
         # A GRU starts from nothing 200 events and more before: what is farther back has faded.
         assert torch.allclose(asked[number], alone[0], atol=1e-4)
+
+
+def test_what_users_had_before_is_told_once_and_takes_no_memory_by_the_length_of_histories():
+    source = histories([[1, 2, 1, 3, 2], [3], [2, 2, 1]])
+    events = np.array([8, 4, 2, 5, 0])  # in any order, as test-then-learn asks
+    row, had = had_before(source, events, 4)
+    found = [sorted(had[row == number].tolist()) for number in range(len(events))]
+    assert found == [[2], [1, 2, 3], [1, 2], [], []]
+    robot = histories([[1 + n % 3 for n in range(3000)]])
+    row, _ = had_before(robot, np.arange(2000, 3000), 4)
+    assert len(row) == 3 * 1000

@@ -55,6 +55,15 @@ def test_ties_at_the_border_are_not_torn_apart():
         time_split(dataset(histories([[1, 2, 3]], [[5, 5, 5]])))
 
 
+def test_of_two_moments_the_older_is_learnt_and_none_is_for_validation():
+    source = histories([[1, 2, 3], [2, 3, 1]], [[0, 5, 5], [0, 0, 5]])
+    split, notes = split_by(dataset(source), "time-split")
+    assert len(notes) == 1 and "share two moments" in notes[0]
+    assert source.times_ms[split.judged].tolist() == [5000, 5000, 5000]
+    assert source.times_ms[split.learnt].tolist() == [0, 0, 0]
+    assert not split.validation.any()
+
+
 def test_a_subset_keeps_users_and_gaps():
     source = histories([[1, 2, 3], [4]], [[0, 10, 30], [7]])
     part = subset(source, np.array([True, False, True, False]))
