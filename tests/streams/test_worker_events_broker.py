@@ -1,7 +1,6 @@
 """Whole workers as processes: bad events, model versions, settings, and what a worker says when it cannot start."""
 
 import random
-import socket
 import subprocess
 import sys
 import time
@@ -170,6 +169,7 @@ def run_worker(cluster: Cluster, **env: str) -> "subprocess.CompletedProcess[str
 
 
 def test_a_worker_that_cannot_start_says_why(tmp_path: Path) -> None:
+    """That its port is taken is in `test_cli`."""
     absent = Cluster(f"127.0.0.1:{free_port()}", tmp_path, "app", tmp_path / "registry")
     ended = run_worker(absent)
     assert (ended.returncode, "Traceback" in ended.stderr) == (1, False), ended.stderr
@@ -182,11 +182,3 @@ def test_a_worker_that_cannot_start_says_why(tmp_path: Path) -> None:
         assert (ended.returncode, "Traceback" in ended.stderr) == (1, False), ended.stderr
         assert "does not exist" in ended.stderr
         assert "recstream topics create" in ended.stderr
-
-        cluster.make_topics()
-        with socket.create_server(("127.0.0.1", 0)) as taken:
-            port = taken.getsockname()[1]
-            ended = run_worker(cluster, RECSTREAM_HTTP_PORT=str(port))
-        assert ended.returncode == 1, ended.stderr
-        assert f"cannot listen on 127.0.0.1:{port}" in ended.stderr
-        assert "RECSTREAM_HTTP_PORT" in ended.stderr
