@@ -14,7 +14,7 @@ from models.registry import Registry
 from state.events import TOPICS
 from streams.broker import EmbeddedBroker
 from tests.streams.event_log import Record, event, partition_of, sources
-from tests.streams.worker_cluster import ROOT, Cluster, decoded, publish_model
+from tests.streams.worker_cluster import ONE_BROKER, ROOT, Cluster, decoded, publish_model
 from tests.streams.worker_process import free_port, wait_for
 
 pytestmark = [pytest.mark.broker, pytest.mark.slow]
@@ -23,6 +23,7 @@ ITEMS = 400
 embedded_only = pytest.mark.parametrize("cluster", ["embedded"], indirect=True)
 
 
+@pytest.mark.parametrize("cluster", ONE_BROKER, indirect=True)
 def test_malformed_events_are_dead_lettered_and_valid_ones_answered(cluster: Cluster) -> None:
     now = int(time.time() * 1000)
     random_ = random.Random(5)
