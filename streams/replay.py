@@ -5,21 +5,22 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 import numpy as np
 import orjson
 from aiokafka import AIOKafkaProducer
 from aiokafka.partitioner import murmur2
 from numpy.typing import NDArray
-from polars import selectors
 
-from models.tables import Events
 from state.events import TOPICS
 from streams.kafka import broker_errors, producer_options
 from streams.record_batch import blobs, encode_batches
 from streams.settings import Settings
 from streams.topics import ITEMS, require_topics
+
+if TYPE_CHECKING:  # workers need only `partition_of` of this, and so no polars
+    from models.tables import Events
 
 CHUNK_EVENTS: Final = 32_768
 IN_FLIGHT_EVENTS: Final = 131_072  # enough to keep the broker busy, little enough to bound memory
@@ -68,7 +69,9 @@ def schedule(times_ms: NDArray[np.int64], rate: float | None, speed: float | Non
 class _Encoder:
     """Turns slices of an event log into record batches per topic and partition."""
 
-    def __init__(self, events: Events, partitions: int, due: NDArray[np.float64] | None, stamp_now: bool) -> None:
+    def __init__(self, events: "Events", partitions: int, due: NDArray[np.float64] | None, stamp_now: bool) -> None:
+        from polars import selectors
+
         self._events = events
         self._extras = (
             events.extras.with_columns(selectors.float().fill_nan(None)) if events.extras.width else events.extras
@@ -138,7 +141,7 @@ class _Encoder:
 
 async def produce_events(
     settings: Settings,
-    events: Events,
+    events: "Events",
     *,
     rate: float | None = None,
     speed: float | None = None,

@@ -10,15 +10,10 @@ import time
 from pathlib import Path
 from typing import Any, Final
 
-import faust
-import uvloop
-
 from state.errors import RecstreamError, StateError
-from streams.app import create_app
 from streams.logs import faust_logging
 from streams.settings import Settings
 from streams.topics import TRANSITIONS, changelog_id, ensure_topic, require_topics, topic_specs
-from streams.warmup import warm_up
 
 _CLOSE_SECONDS: Final = 10.0  # to close all clients once the last events are flushed
 _LONGEST_STOP_SECONDS: Final = 40.0  # below the supervisor's grace period
@@ -45,6 +40,13 @@ def run_worker(settings: Settings, index: int = 0) -> None:
         log.warning("Workers will not share what they learn: the topic %s cannot be created: %s", TRANSITIONS, refused)
         shared = False
     _prepare(settings.state_dir / settings.app_id)
+
+    import faust  # late, as torch: whoever is not let in is told so seconds sooner
+    import uvloop
+
+    from streams.app import create_app
+    from streams.warmup import warm_up
+
     warm_up()
     sys.setswitchinterval(_SWITCH_SECONDS)
     loop = uvloop.new_event_loop()

@@ -89,8 +89,8 @@ class KafkaNode:
         self._settings.write_text(_KAFKA_SETTINGS.format(port=port, controller=controller, data=directory / "data"))
         logging = directory / "log4j2.yaml"
         logging.write_text(_KAFKA_LOGGING)
-        self._java = [
-            "java", "-Xms64m", "-Xmx768m", "-XX:+UseSerialGC",
+        self._java = [  # without C2: compiling for a long life costs more than such short ones run
+            "java", "-Xms64m", "-Xmx768m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1",
             f"-Dlog4j2.configurationFile={logging}", "-cp", f"{home}/libs/*",
         ]  # fmt: skip
         subprocess.run(

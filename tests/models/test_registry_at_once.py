@@ -5,6 +5,8 @@ import fcntl
 import multiprocessing
 import os
 import threading
+from collections.abc import Callable, Iterable
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,16 @@ from models.version import parse_name
 from tests.models.versions import LINEAGE, METRICS, WORDS, build
 
 
+def several(target: Callable[..., None], arguments: Iterable[tuple[Any, ...]]) -> list[BaseProcess]:
+    """Processes that have begun, forked off one that has imported torch: to import it takes longer than their work."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__])
+    workers: list[BaseProcess] = [context.Process(target=target, args=given) for given in arguments]
+    for worker in workers:
+        worker.start()
+    return workers
+
+
 def publish_some(path: str, seed: int, count: int) -> None:
     torch.set_num_threads(1)
     for turn in range(count):
@@ -25,10 +37,7 @@ def publish_some(path: str, seed: int, count: int) -> None:
 
 
 def test_publishing_processes_never_share_a_number(tmp_path: Path) -> None:
-    context = multiprocessing.get_context("spawn")
-    workers = [context.Process(target=publish_some, args=(str(tmp_path), seed, 6)) for seed in range(3)]
-    for worker in workers:
-        worker.start()
+    workers = several(publish_some, [(str(tmp_path), seed, 6) for seed in range(3)])
     publish_some(str(tmp_path), 9, 6)
     for worker in workers:
         worker.join(60)
@@ -86,10 +95,7 @@ def promote_often(path: str, names: list[str], times: int) -> None:
 
 def test_no_promotion_of_several_processes_is_lost(tmp_path: Path) -> None:
     names = [Registry(tmp_path).publish(build(seed), WORDS, METRICS, LINEAGE, promote=False) for seed in range(4)]
-    context = multiprocessing.get_context("spawn")
-    workers = [context.Process(target=promote_often, args=(str(tmp_path), names[:2], 100)) for _ in range(2)]
-    for worker in workers:
-        worker.start()
+    workers = several(promote_often, [(str(tmp_path), names[:2], 100)] * 2)
     promote_often(str(tmp_path), names[2:], 100)
     for worker in workers:
         worker.join(60)

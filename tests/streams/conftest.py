@@ -1,3 +1,6 @@
+import fcntl
+import os
+import pickle
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import ExitStack
@@ -115,8 +118,22 @@ def _delete_topics(settings: Settings) -> None:
 
 @pytest.fixture(scope="session")
 def reference(tmp_path_factory: pytest.TempPathFactory) -> Reference:
+    """Made by the first test process that needs it; the others wait for it and read it."""
+    common = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        common = common.parent
+    made = common / "reference.pickle"
+    with (common / "reference.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not made.exists():
+            made.write_bytes(pickle.dumps(_reference(tmp_path_factory.mktemp("reference"))))
+    found = pickle.loads(made.read_bytes())
+    assert isinstance(found, Reference)
+    return found
+
+
+def _reference(directory: Path) -> Reference:
     """24,000 events of 1,500 users over 400 items, and what one undisturbed worker makes of them."""
-    directory = tmp_path_factory.mktemp("reference")
     registry = directory / "registry"
     publish_model(registry, items=400, seed=1)
     records = event_log(24_000, users=1_500, items=400, seed=7)

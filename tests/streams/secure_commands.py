@@ -62,5 +62,5 @@ def run(env: dict[str, str], *command: str) -> "tuple[subprocess.CompletedProces
     """A command to its end, and the seconds it took."""
     started = time.monotonic()
     arguments = [sys.executable, "-W", "ignore", "-m", "streams.cli", *command]
-    done = subprocess.run(arguments, env=env, capture_output=True, text=True, check=False, timeout=60)
+    done = subprocess.run(arguments, env=env, capture_output=True, text=True, check=False, timeout=150)
     return done, time.monotonic() - started

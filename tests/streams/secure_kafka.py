@@ -144,7 +144,8 @@ class SecureKafka:
         logging.write_text(_LOGGING)
         self.output = directory / "output.log"
         java = [
-            "java", "-Xms64m", "-Xmx512m", "-XX:+UseSerialGC", f"-Dlog4j2.configurationFile={logging}",
+            "java", "-Xms64m", "-Xmx512m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1",
+            f"-Dlog4j2.configurationFile={logging}",
             f"-Dorg.apache.kafka.sasl.oauthbearer.allowed.urls=file://{self.issuer.directory}/jwks.json",
             "-cp", f"{home}/libs/*",
         ]  # fmt: skip

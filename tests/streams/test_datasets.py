@@ -192,6 +192,6 @@ def test_a_missing_file_is_a_table_error(tmp_path):
         read_source(str(tmp_path / "none.csv"), load_settings())
 
 
-def test_importing_the_command_does_not_import_torch():
-    code = "import sys, streams.cli; raise SystemExit('torch' in sys.modules or 'faust' in sys.modules)"
+def test_the_command_asks_the_broker_before_it_imports_torch():
+    code = "import sys, streams.cli, streams.worker; raise SystemExit('torch' in sys.modules or 'faust' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -1,3 +1,5 @@
+"""What `doctor` finds. Where it is not about the broker there is one: an absent one is waited for three seconds."""
+
 import socket
 
 import orjson
@@ -56,45 +58,47 @@ def test_wrong_topics_and_too_few_brokers(place):
     assert "RECSTREAM_REPLICATION" in checks["broker"].fix
 
 
-def test_no_model_is_a_warning_and_a_damaged_one_a_failure(place):
-    empty = checks_of(brokers="127.0.0.1:1", registry=str(place / "empty"))["model"]
+def test_no_model_is_a_warning_and_a_damaged_one_a_failure(place, embedded_broker):
+    empty = checks_of(brokers=embedded_broker, registry=str(place / "empty"))["model"]
     assert (empty.status, "recstream fit" in empty.fix) == ("warn", True)
     weights = next((place / "registry").glob("v0001-*/weights.safetensors"))
     weights.write_bytes(weights.read_bytes()[:-1])
-    damaged = checks_of(brokers="127.0.0.1:1", registry=str(place / "registry"))["model"]
+    damaged = checks_of(brokers=embedded_broker, registry=str(place / "registry"))["model"]
     assert damaged.status == "fail"
     assert "weights.safetensors" in damaged.detail
 
 
-def test_a_state_directory_that_is_a_file(place):
+def test_a_state_directory_that_is_a_file(place, embedded_broker):
     (place / "file").touch()
-    assert checks_of(brokers="127.0.0.1:1", state_dir=place / "file" / "state")["state directory"].status == "fail"
+    assert checks_of(brokers=embedded_broker, state_dir=place / "file" / "state")["state directory"].status == "fail"
 
 
-def test_a_taken_port(place):
+def test_a_taken_port(place, embedded_broker):
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = taken.getsockname()[1]
-        checks = {check.name: check for check in examine(load_settings(brokers="127.0.0.1:1", http_port=port))}
+        checks = {check.name: check for check in examine(load_settings(brokers=embedded_broker, http_port=port))}
     assert (checks["http port"].status, "RECSTREAM_HTTP_PORT" in checks["http port"].fix) == ("warn", True)
 
 
-def test_a_misspelt_setting_is_a_warning(monkeypatch):
+def test_a_misspelt_setting_is_a_warning(monkeypatch, embedded_broker):
     monkeypatch.setenv("RECSTREAM_PSEUDONYM_KEYFILE", "/run/secrets/key")
-    check = {check.name: check for check in examine(load_settings(brokers="127.0.0.1:1", http_port=0))}[
+    check = {check.name: check for check in examine(load_settings(brokers=embedded_broker, http_port=0))}[
         "setting RECSTREAM_PSEUDONYM_KEYFILE"
     ]
     assert (check.status, "RECSTREAM_PSEUDONYM_KEY_FILE" in check.fix) == ("warn", True)
 
 
 @pytest.mark.parametrize("host", ["::", "::1"])
-def test_a_free_port_of_ipv6(host):
+def test_a_free_port_of_ipv6(host, embedded_broker):
     try:
         socket.create_server((host, 0), family=socket.AF_INET6).close()
     except OSError as error:
         pytest.skip(f"no IPv6 here: {error}")
-    checks = {check.name: check for check in examine(load_settings(brokers="127.0.0.1:1", http_host=host, http_port=0))}
+    checks = {
+        check.name: check for check in examine(load_settings(brokers=embedded_broker, http_host=host, http_port=0))
+    }
     assert checks["http port"].status == "ok", checks["http port"]
 
 

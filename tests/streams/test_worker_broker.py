@@ -71,6 +71,7 @@ def test_a_suspended_worker_comes_back(cluster: Cluster, reference: Reference) -
     assert cluster.stop() == [0, 0], cluster.output()
 
 
+@pytest.mark.parametrize("cluster", ONE_BROKER, indirect=True)
 def test_what_a_worker_wrote_too_late_is_written_over(cluster: Cluster, reference: Reference) -> None:
     """As by one suspended between its look at the group and its write: old records appear behind newer ones."""
     worker = cluster.worker().wait_ready()

@@ -1,7 +1,6 @@
 """Whole workers as processes: bad events, model versions, settings, and what a worker says when it cannot start."""
 
 import random
-import socket
 import subprocess
 import sys
 import time
@@ -15,7 +14,7 @@ from models.registry import Registry
 from state.events import TOPICS
 from streams.broker import EmbeddedBroker
 from tests.streams.event_log import Record, event, partition_of, sources
-from tests.streams.worker_cluster import ROOT, Cluster, decoded, publish_model
+from tests.streams.worker_cluster import ONE_BROKER, ROOT, Cluster, decoded, publish_model
 from tests.streams.worker_process import free_port, wait_for
 
 pytestmark = [pytest.mark.broker, pytest.mark.slow]
@@ -24,6 +23,7 @@ ITEMS = 400
 embedded_only = pytest.mark.parametrize("cluster", ["embedded"], indirect=True)
 
 
+@pytest.mark.parametrize("cluster", ONE_BROKER, indirect=True)
 def test_malformed_events_are_dead_lettered_and_valid_ones_answered(cluster: Cluster) -> None:
     now = int(time.time() * 1000)
     random_ = random.Random(5)
@@ -170,6 +170,7 @@ def run_worker(cluster: Cluster, **env: str) -> "subprocess.CompletedProcess[str
 
 
 def test_a_worker_that_cannot_start_says_why(tmp_path: Path) -> None:
+    """That its port is taken is in `test_cli`."""
     absent = Cluster(f"127.0.0.1:{free_port()}", tmp_path, "app", tmp_path / "registry")
     ended = run_worker(absent)
     assert (ended.returncode, "Traceback" in ended.stderr) == (1, False), ended.stderr
@@ -182,11 +183,3 @@ def test_a_worker_that_cannot_start_says_why(tmp_path: Path) -> None:
         assert (ended.returncode, "Traceback" in ended.stderr) == (1, False), ended.stderr
         assert "does not exist" in ended.stderr
         assert "recstream topics create" in ended.stderr
-
-        cluster.make_topics()
-        with socket.create_server(("127.0.0.1", 0)) as taken:
-            port = taken.getsockname()[1]
-            ended = run_worker(cluster, RECSTREAM_HTTP_PORT=str(port))
-        assert ended.returncode == 1, ended.stderr
-        assert f"cannot listen on 127.0.0.1:{port}" in ended.stderr
-        assert "RECSTREAM_HTTP_PORT" in ended.stderr
