@@ -109,6 +109,7 @@ def create_app(settings: Settings, index: int = 0, changelog_id: str = "", share
         app,
         max_batch_events=settings.max_batch_events,
         fetch_max_wait_ms=_FETCH_MAX_WAIT_MS,
+        isolation_level=settings.isolation,
         before_revoke=before_revoke,
         first_offsets=None if first_offsets is None else first_offsets.of,
         on_lost=pipeline.abandon,

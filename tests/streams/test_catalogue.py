@@ -103,6 +103,8 @@ async def test_unreadable_entries_are_passed_over(pipeline, caplog):
 class Reader:
     """A consumer of two partitions, of which only what is read so far and the end are asked for."""
 
+    _isolation_level = "read_uncommitted"
+
     def __init__(self):
         self.ends, self.at = {}, {}
 
