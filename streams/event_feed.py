@@ -20,7 +20,7 @@ from state.pseudonyms import Pseudonyms
 from state.replay_buffer import ReplayBuffer
 from streams.decode import decode
 from streams.erasures import Erasures
-from streams.fetch import RecordBatch, fetch_batches
+from streams.fetch import RecordBatch, fetch_batches, passed_by
 from streams.kafka import client_options, describe
 from streams.read_topic import end_offsets, readable_end, reader
 from streams.settings import Settings
@@ -231,10 +231,12 @@ class EventFeed(ConsumerRebalanceListener):  # type: ignore[misc]
 
     def _keep(self, batch: RecordBatch) -> tuple[int, int]:
         following = self._buffer.offset(batch.topic, batch.partition)
-        if following is not None and batch.next_offset < following:
+        if following is not None and 0 <= batch.start < following:
             # Reading started at `following`; the broker can only be behind it when the topic was made anew.
             log.warning("%s/%d begins again: the topic was made anew", batch.topic, batch.partition)
             self._buffer.forget_offset(batch.topic, batch.partition)
+        elif following is not None and batch.start > following:
+            log.warning("%s", passed_by(batch, following))
         erasures = self.erasures.setdefault(batch.partition, Erasures())
         if batch.topic == FORGET_USERS:
             rejected = erasures.take(batch, batch.next_offset, self._buffer.forget, self._pseudonyms)
