@@ -7,6 +7,7 @@ database per worker process, a column family per partition, so that giving a par
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
@@ -36,6 +37,17 @@ def _user(key: bytes) -> str:
     return key.decode("utf-8", "surrogatepass")
 
 
+@contextmanager
+def _disk_errors(action: str, path: Path) -> Iterator[None]:
+    """Say what rocksdict's bare `Exception` is about."""
+    try:
+        yield
+    except Exception as exc:
+        what = f"cannot {action} the cold store {path}"
+        fix = "free some space there, or give every worker a RECSTREAM_STATE_DIR of its own that it may write to"
+        raise StateError(what, str(exc), fix) from exc
+
+
 class ColdStore:
     """The cold users of a worker's partitions.
 
@@ -60,19 +72,17 @@ class ColdStore:
     def __init__(self, path: Path, cache_bytes: int = 32 << 20, write_buffer_bytes: int = 8 << 20) -> None:
         self.path = path
         self._cache, self._write_buffer_bytes = Cache(cache_bytes), write_buffer_bytes
-        try:
+        with _disk_errors("open", path):
             path.mkdir(parents=True, exist_ok=True)
             Rdict.destroy(str(path))
             self._database = Rdict(str(path), self._options())
-        except Exception as exc:  # rocksdict raises bare Exception
-            what = f"cannot open the cold store {path}"
-            raise StateError(what, str(exc), "give every worker its own RECSTREAM_STATE_DIR") from exc
         self._partitions: dict[int, ColdPartition] = {}
 
     def partition(self, number: int) -> "ColdPartition":
         """The partition's cold users; empty when it was not open."""
         if number not in self._partitions:
-            family = self._database.create_column_family(f"partition-{number}", self._options())
+            with _disk_errors("write to", self.path):
+                family = self._database.create_column_family(f"partition-{number}", self._options())
             self._partitions[number] = ColdPartition(self._database, family, f"partition-{number}")
         return self._partitions[number]
 
@@ -132,7 +142,7 @@ class ColdPartition:
         batch = WriteBatch(raw_mode=True)
         for key, record in zip(keys, records, strict=True):
             batch.put(key, record, self._handle)
-        self._database.write(batch, self._unlogged)
+        self._write(batch)
         self._count += len(keys) - present
 
     def take_many(self, users: Sequence[str]) -> list[bytes | None]:
@@ -228,8 +238,12 @@ class ColdPartition:
         for key in keys:
             batch.delete(key, self._handle)
         if keys:
-            self._database.write(batch, self._unlogged)
+            self._write(batch)
             self._count -= len(keys)
+
+    def _write(self, batch: WriteBatch) -> None:
+        with _disk_errors("write to", Path(self._database.path())):
+            self._database.write(batch, self._unlogged)
 
     def _close(self) -> None:
         self._family.close()

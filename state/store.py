@@ -93,6 +93,33 @@ class UserStore:
             offsets[[i for i, _ in held]] = rows["offsets"]
         return offsets
 
+    def reached(self) -> NDArray[np.int64]:
+        """The highest applied offset (3,) of each input topic among resident users, -1 for none.
+
+        Those touched last are resident, so no cold user's is higher.
+        """
+        highest: NDArray[np.int64] = self.arena.offsets.max(axis=0, initial=-1)
+        return highest
+
+    def lower(self, kind: int, offset: int) -> list[str]:
+        """Let no user's last applied offset of an input topic be above `offset`; returns those whose was.
+
+        Resident ones are to be written. Cold ones are so at their next event: the changelog has the offset they had.
+        """
+        slots = np.flatnonzero(self.arena.offsets[:, kind] > offset).astype(np.int32)
+        self.arena.changing(slots)
+        self.arena.offsets[slots, kind] = offset
+        self.arena.dirty[slots] = True
+        lowered = [user for slot in slots.tolist() if (user := self.arena.users[slot]) is not None]
+        for users, records in () if self._cold is None else self._cold.blocks():
+            rows = self._rows(users, records)
+            above = np.flatnonzero(rows["offsets"][:, kind] > offset)
+            rows["offsets"][above, kind] = offset
+            names = [users[i] for i in above.tolist()]
+            self._cold.put_many(names, encode(rows[above]))  # type: ignore[union-attr]
+            lowered += names
+        return lowered
+
     def cold_record(self, user: str) -> bytes | None:
         """The record of a cold user, who stays cold; None for everybody else."""
         return None if self._cold is None else self._cold.read(user)

@@ -1,5 +1,6 @@
 """The Faust app of a worker: topics, an agent for each that hands batches to one pipeline, and its services."""
 
+import asyncio
 import logging
 from dataclasses import dataclass
 from typing import Any, Final
@@ -24,8 +25,9 @@ from streams.overview import Overview
 from streams.page import Page
 from streams.pipeline import Pipeline
 from streams.settings import Settings
+from streams.shortened import count_anew, shortened
 from streams.titles import Titles
-from streams.topics import FORGET_USERS
+from streams.topics import FORGET_USERS, require_topics
 from streams.transport import batch_topic, install
 from streams.user_lookup import UserLookup
 
@@ -34,6 +36,7 @@ _HOUR_MS: Final = 3_600_000.0
 # restores, hand-overs and back-pressure, all of which end by themselves: after one longer than the limit the worker
 # would stay outside the group for ever.
 _MAX_POLL_SECONDS: Final = 7 * 24 * 3600.0
+_METADATA_SECONDS: Final = 30.0  # a topic that was made anew, or has more partitions, is noticed within
 _FETCH_MAX_WAIT_MS: Final = 50  # an idle worker asks 20 times a second
 
 log = logging.getLogger(__name__)
@@ -81,6 +84,7 @@ def create_app(settings: Settings, index: int = 0, changelog_id: str = "", share
         broker_request_timeout=max(60.0, settings.session_timeout_seconds + 10),
         broker_max_poll_records=settings.max_batch_events,
         consumer_max_fetch_size=1 << 20,
+        consumer_metadata_max_age_ms=int(_METADATA_SECONDS * 1000),
         # Also where positions go that Kafka no longer keeps. `first_offsets` has the partitions that begin elsewhere.
         consumer_auto_offset_reset="earliest",
         producer_request_timeout=60.0,
@@ -109,6 +113,7 @@ def create_app(settings: Settings, index: int = 0, changelog_id: str = "", share
         app,
         max_batch_events=settings.max_batch_events,
         fetch_max_wait_ms=_FETCH_MAX_WAIT_MS,
+        isolation_level=settings.isolation,
         before_revoke=before_revoke,
         first_offsets=None if first_offsets is None else first_offsets.of,
         on_lost=pipeline.abandon,
@@ -130,8 +135,18 @@ def create_app(settings: Settings, index: int = 0, changelog_id: str = "", share
         """Runs before Faust seeks and resumes the flow: no event comes before its user's state."""
         await app.consumer.begin()  # before the worker is ready: what is sent from then on counts
         numbers = {tp.partition for tp in app.consumer.assignment() if tp.topic in TOPICS}
+        if max(numbers, default=0) >= settings.partitions:  # its other topics have no such partition
+            await asyncio.to_thread(require_topics, settings)
         await catalogue.known()  # what is blocked is in no list, the first ones included
         restored = await pipeline.assign(numbers)
+        consumer = app.consumer
+        shorter = await shortened(
+            pipeline.partitions.values(), consumer.assignment(), settings,
+            lambda tps: consumer.highwaters(*tps), consumer.seek_to_committed,
+        )  # fmt: skip
+        if shorter:
+            await pipeline.between_rounds(count_anew, pipeline.partitions, shorter)
+            await consumer.begin_at({tp: one.resume for tp, one in shorter.items()})
         log.info(
             "Holding partitions %s: %d users from snapshots in %.2f s, %d changelog records in %.2f s",
             sorted(numbers), restored.snapshot_users, restored.snapshot_seconds, restored.records,

@@ -14,6 +14,7 @@ from mode import Service
 
 from streams.kafka import client_options
 from streams.pipeline import Pipeline
+from streams.read_topic import readable_end
 from streams.settings import Settings
 from streams.titles import Titles
 from streams.topics import ITEMS
@@ -54,8 +55,9 @@ class Catalogue(Service):  # type: ignore[misc]
     @Service.task  # type: ignore[untyped-decorator]
     async def _follow(self) -> None:
         consumer = AIOKafkaConsumer(
-            **client_options(self._settings), group_id=None, enable_auto_commit=False, auto_offset_reset="earliest"
-        )
+            **client_options(self._settings), group_id=None, enable_auto_commit=False, auto_offset_reset="earliest",
+            isolation_level=self._settings.isolation,
+        )  # fmt: skip
         await consumer.start()
         try:
             partitions = [TopicPartition(ITEMS, number) for number in await self._partitions(consumer)]
@@ -80,7 +82,7 @@ class Catalogue(Service):  # type: ignore[misc]
     async def _reached_end(self, consumer: AIOKafkaConsumer, partitions: Iterable[TopicPartition]) -> bool:
         """Whether everything was read that stood in the topic at first (its end as in `streams.read_topic`)."""
         for partition in partitions:
-            if partition not in self._ends and (end := consumer.highwater(partition)) is not None:
+            if partition not in self._ends and (end := readable_end(consumer, partition)) is not None:
                 self._ends[partition] = end
         if any(partition not in self._ends for partition in partitions):
             return False

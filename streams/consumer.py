@@ -2,15 +2,17 @@
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Final, Literal
 
 from aiokafka.structs import TopicPartition
 from faust.transport.drivers import aiokafka as driver
 from faust.types import TP, ConsumerMessage
 
+from state.errors import StateError
+from state.events import TOPICS
 from streams.consumer_thread import BatchConsumerThread
-from streams.fetch import RecordBatch
+from streams.fetch import RecordBatch, passed_by
 from streams.offsets import OffsetTracker
 
 Membership = Literal["held", "unsure", "lost"]
@@ -29,6 +31,7 @@ class BatchConsumer(driver.Consumer):  # type: ignore[misc]
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self.tracker = OffsetTracker()
         self._handing_over = False
+        self._reached: dict[TP, int] = {}  # where what was delivered ends
         self._assignments = 0  # counts how often partitions came or left
         super().__init__(*args, **kwargs)
         self._conduct = self.callback
@@ -81,6 +84,9 @@ class BatchConsumer(driver.Consumer):  # type: ignore[misc]
             empty = True
             for batch in message.value:
                 tp = TP(batch.topic, batch.partition)
+                if error := self._out_of_place(tp, batch):
+                    await self.app.crash(error)
+                    return
                 if batch.offsets:
                     self.tracker.track(tp, message, batch.next_offset)
                     empty = False
@@ -91,6 +97,20 @@ class BatchConsumer(driver.Consumer):  # type: ignore[misc]
         elif self.app.topics.acks_enabled_for(message.topic):
             self.tracker.track(message.tp, message, message.offset + 1)
         await self._conduct(message)
+
+    def _out_of_place(self, tp: TP, batch: RecordBatch) -> StateError | None:
+        """Say that a batch does not go on where the one before ended; an error where users' states forbid to go on."""
+        expected = self._reached.get(tp, self._committed_offset.get(tp))
+        self._reached[tp] = batch.next_offset
+        if expected is None or batch.start in {expected, -1}:
+            return None
+        if batch.start > expected:
+            self.log.warning("%s", passed_by(batch, expected))
+        elif tp.topic in TOPICS:
+            what = f"{tp.topic}/{tp.partition} goes on at {batch.start}, not at {expected}"
+            fix = "start the worker again: it looks up what of the topic was applied"
+            return StateError(what, "the topic was made anew or lost its end", fix)
+        return None
 
     def on_buffer_full(self, tp: TP) -> None:
         """Never stop fetching a batch topic: its full channel blocks the fetch loop without losing time.
@@ -131,11 +151,16 @@ class BatchConsumer(driver.Consumer):  # type: ignore[misc]
         committed = await self.seek_to_committed()
         unread = [TP(*partition) for partition, offset in committed.items() if offset is None]
         first = await self.transport.first_offsets(unread) if unread else {}
-        if not first or assignments != self._assignments:  # another worker may have come and gone on from there
-            return
+        if first and assignments == self._assignments:  # else another worker may have come and gone on from there
+            await self.begin_at(first)
+
+    async def begin_at(self, first: Mapping[TP, int]) -> None:
+        """Read on from these offsets and commit them, also where more was committed: their log was another one."""
+        assignments = self._assignments
         await self.seek_wait(first)  # whatever becomes of the commit, this worker reads on from here
         if assignments == self._assignments:
             for tp, offset in first.items():
+                self._committed_offset.pop(tp, None)
                 self.tracker.skip(tp, offset)
             await self._commit_now()
 
@@ -149,6 +174,7 @@ class BatchConsumer(driver.Consumer):  # type: ignore[misc]
         self.tracker.clear()
         self._acked.clear()
         self._acked_index.clear()
+        self._reached.clear()
 
     # -- handing partitions over
 

@@ -20,9 +20,9 @@ from state.pseudonyms import Pseudonyms
 from state.replay_buffer import ReplayBuffer
 from streams.decode import decode
 from streams.erasures import Erasures
-from streams.fetch import RecordBatch, fetch_batches
+from streams.fetch import RecordBatch, fetch_batches, passed_by
 from streams.kafka import client_options, describe
-from streams.read_topic import end_offsets, reader
+from streams.read_topic import end_offsets, readable_end, reader
 from streams.settings import Settings
 from streams.topics import FORGET_USERS
 
@@ -67,6 +67,7 @@ class EventFeed(ConsumerRebalanceListener):  # type: ignore[misc]
             **client_options(settings, "recstream-trainer"),
             group_id=f"{settings.app_id}-trainer",
             enable_auto_commit=False,
+            isolation_level=settings.isolation,
             auto_offset_reset="earliest",  # where offsets go that Kafka no longer keeps
             session_timeout_ms=int(settings.session_timeout_seconds * 1000),
             heartbeat_interval_ms=int(settings.session_timeout_seconds * 1000 / 4),
@@ -172,11 +173,11 @@ class EventFeed(ConsumerRebalanceListener):  # type: ignore[misc]
             log.debug("The group's offsets were not committed: %s", describe(error))
 
     async def caught_up(self) -> bool:
-        """Whether everything the broker had at the last fetch was read."""
+        """Whether everything the broker had at the last fetch, and lets us read, was read."""
         if not self._assigned:
             return False
         for partition in self._assigned:
-            end = self._consumer.highwater(partition)
+            end = readable_end(self._consumer, partition)
             if end is None or await self._consumer.position(partition) < end:
                 return False
         return True
@@ -220,7 +221,7 @@ class EventFeed(ConsumerRebalanceListener):  # type: ignore[misc]
 
     async def _begin_at_the_end(self, partitions: list[TopicPartition]) -> None:
         """On disk at once: whatever ends the trainer, the next one goes on from here."""
-        async with reader(self._settings, partitions) as consumer:
+        async with reader(self._settings, partitions, self._settings.isolation) as consumer:
             ends = await end_offsets(consumer, partitions)
         for partition, offset in ends.items():
             self._consumer.seek(partition, offset)
@@ -230,10 +231,12 @@ class EventFeed(ConsumerRebalanceListener):  # type: ignore[misc]
 
     def _keep(self, batch: RecordBatch) -> tuple[int, int]:
         following = self._buffer.offset(batch.topic, batch.partition)
-        if following is not None and batch.next_offset < following:
+        if following is not None and 0 <= batch.start < following:
             # Reading started at `following`; the broker can only be behind it when the topic was made anew.
             log.warning("%s/%d begins again: the topic was made anew", batch.topic, batch.partition)
             self._buffer.forget_offset(batch.topic, batch.partition)
+        elif following is not None and batch.start > following:
+            log.warning("%s", passed_by(batch, following))
         erasures = self.erasures.setdefault(batch.partition, Erasures())
         if batch.topic == FORGET_USERS:
             rejected = erasures.take(batch, batch.next_offset, self._buffer.forget, self._pseudonyms)

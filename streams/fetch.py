@@ -28,7 +28,8 @@ class RecordBatch:
 
     `next_offset` is the position after the batch: at least the last offset + 1, more where the log has gaps
     (compaction, transaction markers). Timestamps are ms since the epoch, the broker's or the producer's (-1: a format
-    without one).
+    without one). Reading began at `start`: not where the batch before ended when Kafka had to move the position, as to
+    the beginning of a log whose older records are gone.
     """
 
     topic: str
@@ -38,9 +39,18 @@ class RecordBatch:
     keys: list[bytes | None]  # (N,)
     values: list[bytes | None]  # (N,)
     next_offset: int
+    start: int = -1  # unknown
 
     def __len__(self) -> int:
         return len(self.offsets)
+
+
+def passed_by(batch: RecordBatch, expected: int) -> str:
+    """What is to be said of a batch that begins behind the place where reading was to go on."""
+    return (
+        f"{batch.topic}/{batch.partition} is read on from {batch.start}, not from {expected}: Kafka deleted what stood "
+        "between before it was read (retention.ms and retention.bytes of the topic, or kafka-delete-records)"
+    )
 
 
 class BatchReader(Iterator[RecordBatch]):
@@ -98,7 +108,7 @@ class BatchReader(Iterator[RecordBatch]):
         if not offsets and source.next_fetch_offset == start:
             raise StopIteration
         tp = source._tp
-        return RecordBatch(tp.topic, tp.partition, offsets, timestamps, keys, values, source.next_fetch_offset)
+        return RecordBatch(tp.topic, tp.partition, offsets, timestamps, keys, values, source.next_fetch_offset, start)
 
     def _open_next(self, has_records: bool) -> bool:
         """Advance to the next batch with records to deliver; False at the end of the fetched bytes.

@@ -49,7 +49,7 @@ class FirstOffsets(Service):  # type: ignore[misc]
         if not wanted:
             return {}
         with broker_errors(self._settings, "look up where the input topics end"):
-            async with reader(self._settings, wanted) as consumer:
+            async with reader(self._settings, wanted, self._settings.isolation) as consumer:
                 return {TP(*partition): end for partition, end in (await end_offsets(consumer, wanted)).items()}
 
 

@@ -28,6 +28,8 @@ class LagWatch(Service):  # type: ignore[misc]
 
     def _look(self) -> None:
         consumer = self._app.consumer
+        if consumer._thread._consumer is None:  # it still connects: a broker may take long to answer
+            return
         seen = set()
         behind = 0
         for tp in consumer.assignment():

@@ -6,16 +6,28 @@ from collections.abc import Iterable
 from typing import Any, Final
 
 from aiokafka import AIOKafkaProducer
-from aiokafka.errors import UnknownError
+from aiokafka.errors import MessageSizeTooLargeError, UnknownError
 from aiokafka.structs import RecordMetadata, TopicPartition
 
-from streams.kafka import producer_options
+from streams.errors import BrokerError
+from streams.kafka import describe, producer_options
 from streams.record_batch import EncodedBatch
 from streams.settings import Settings
 
 MAX_OUTSTANDING_BYTES: Final = 64 << 20  # unacknowledged output a worker holds before it stops reading
 
 log = logging.getLogger(__name__)
+
+
+def _refused(topic: str, size: int, error: BaseException) -> BaseException:
+    """The error that says what to do, where that is known."""
+    if not isinstance(error, MessageSizeTooLargeError):
+        return error
+    return BrokerError(
+        what=f"Kafka refuses {size} bytes for the topic {topic}",
+        why=f"{describe(error)}: max.message.bytes of the topic, or message.max.bytes of the brokers, is below that",
+        fix=f"kafka-configs --alter --entity-type topics --entity-name {topic} --add-config max.message.bytes=1048588",
+    )
 
 
 class Output:
@@ -79,22 +91,29 @@ class Output:
             raise accumulator._exception
         pending: Any = accumulator._append_batch(batch, TopicPartition(topic, partition))
         self._queued[topic, partition] = pending
-        future: asyncio.Future[RecordMetadata] = pending.future
+        future: asyncio.Future[RecordMetadata] = asyncio.get_running_loop().create_future()
         size = batch.size()
         self._bytes += size
         self._unacknowledged.add(future)
+        future.add_done_callback(self._unacknowledged.discard)
         if self._bytes > MAX_OUTSTANDING_BYTES:
             self._room.clear()
 
         def acknowledged(done: "asyncio.Future[RecordMetadata]") -> None:
-            self._unacknowledged.discard(done)
             self._bytes -= size
             self._room.set() if self._bytes <= MAX_OUTSTANDING_BYTES else None
-            if not done.cancelled() and (error := done.exception()) is not None:
-                self.failure = error
+            if done.cancelled():
+                future.cancel()
+            elif (error := done.exception()) is not None:
+                self.failure = _refused(topic, size, error)
                 self._room.set()
+                if not future.done():
+                    future.set_exception(self.failure)
+                    future.exception()  # nobody need ask: `check` raises it too
+            elif not future.done():
+                future.set_result(done.result())
 
-        future.add_done_callback(acknowledged)
+        pending.future.add_done_callback(acknowledged)
         return future
 
     def outstanding(self) -> list["asyncio.Future[RecordMetadata]"]:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Final
 
 import numpy as np
+from numpy.typing import NDArray
 
 from state.capture import Capture
 from state.record import seal
@@ -31,6 +32,8 @@ class Partition:
         captured_at: when it was last captured for a snapshot, or else when it came (monotonic).
         expiring: users past their time whom the next flushes are to drop, piece by piece.
         rewrite: the next flush writes every resident user, changed or not.
+        anew: users whose next record goes behind a tombstone: the offsets in it are below those of records before it,
+            which a restore would take for newer.
         user_key: fingerprint of the key its users are named under (`Pseudonyms.fingerprint`), 0 without.
         erasures: requests to be forgotten that are not answered yet.
     """
@@ -42,6 +45,7 @@ class Partition:
     captured_at: float = field(default_factory=time.monotonic)
     expiring: Iterator[list[str]] | None = None
     rewrite: bool = False
+    anew: set[str] = field(default_factory=set)
     user_key: int = 0
     erasures: Erasures = field(default_factory=Erasures)
 
@@ -97,7 +101,10 @@ def flush_partition(partition: Partition, now_ms: int, expire_before_ms: int | N
         rows["user_key"] = partition.user_key
         sealed = seal(rows)  # (N, record bytes)
         names = arena.users
-        keys = blobs([(names[slot] or "").encode() for slot in slots.tolist()])
+        users = [names[slot] or "" for slot in slots.tolist()]
+        if partition.anew:
+            batches += _anew(partition.anew, users, sealed, now_ms)
+        keys = blobs([user.encode() for user in users])
         values = Blobs(sealed.reshape(-1), np.arange(len(slots) + 1, dtype=np.int64) * sealed.shape[1])
         batches += encode_batches(keys, values, now_ms, max_bytes=_FLUSH_BATCH_BYTES)
         arena.dirty[slots] = False
@@ -119,6 +126,15 @@ def flush_partition(partition: Partition, now_ms: int, expire_before_ms: int | N
         if batches or partition.changelog_next != partition.snapshot_next:
             flushed.snapshot = store.capture()
     return flushed
+
+
+def _anew(anew: set[str], users: list[str], sealed: NDArray[np.uint8], now_ms: int) -> list[EncodedBatch]:
+    """A tombstone and the record for each of `users` that is in `anew`, which it leaves: a kill between is unlikely."""
+    at = [i for i, user in enumerate(users) if user in anew]
+    anew.difference_update(users)
+    keys = blobs([users[i].encode() for i in at for _ in range(2)])
+    values = blobs([part for i in at for part in (b"", sealed[i].tobytes())])
+    return list(encode_batches(keys, values, now_ms, np.arange(2 * len(at)) % 2 == 0, _FLUSH_BATCH_BYTES))
 
 
 def tombstones(users: list[str], now_ms: int) -> list[EncodedBatch]:

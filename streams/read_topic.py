@@ -13,12 +13,15 @@ from streams.settings import Settings
 
 
 @asynccontextmanager
-async def reader(settings: Settings, partitions: Sequence[TopicPartition]) -> AsyncIterator[AIOKafkaConsumer]:
+async def reader(
+    settings: Settings, partitions: Sequence[TopicPartition], isolation: str = "read_uncommitted"
+) -> AsyncIterator[AIOKafkaConsumer]:
     """A consumer outside any group on the given partitions, at their beginning, closed at the end."""
     consumer = AIOKafkaConsumer(
         **client_options(settings),
         enable_auto_commit=False,
         auto_offset_reset="earliest",
+        isolation_level=isolation,
         fetch_max_wait_ms=50,  # an empty partition answers so late, and catching up waits for the last one
     )
     await consumer.start()
@@ -29,12 +32,22 @@ async def reader(settings: Settings, partitions: Sequence[TopicPartition]) -> As
         await consumer.stop()
 
 
+def readable_end(consumer: AIOKafkaConsumer, partition: TopicPartition) -> int | None:
+    """Where a partition ended at its last fetch, None before the first.
+
+    A consumer of committed records cannot pass an open transaction: for it the partition ends there.
+    """
+    committed = consumer._isolation_level == "read_committed"
+    end: int | None = consumer.last_stable_offset(partition) if committed else consumer.highwater(partition)
+    return end
+
+
 async def read_to_end(
     consumer: AIOKafkaConsumer, partitions: Sequence[TopicPartition], timeout_seconds: float = 60.0
 ) -> AsyncIterator[list[ConsumerRecord[bytes, bytes]]]:
     """Yield the records of assigned partitions up to the end they have now.
 
-    The end is the high watermark that comes with each fetch. The offset lookup (`end_offsets`, `seek_to_end`) will not
+    The end is what comes with each fetch. The offset lookup (`end_offsets`, `seek_to_end`) will not
     do: the embedded broker answers it with the first offset of the last batch + 1 (226 records in one batch: 1).
 
     Raises:
@@ -45,7 +58,7 @@ async def read_to_end(
     while True:
         fetched = await consumer.getmany(*partitions, timeout_ms=100)
         for partition in partitions:
-            if partition not in ends and (end := consumer.highwater(partition)) is not None:
+            if partition not in ends and (end := readable_end(consumer, partition)) is not None:
                 ends[partition] = end  # the first one seen: records that keep coming must not keep us here
         for records in fetched.values():
             yield records

@@ -105,6 +105,9 @@ class Settings(BaseSettings):
     start_from: Literal["earliest", "latest"] = Field(
         "earliest", description="where a new consumer group starts to read events"
     )
+    isolation: Literal["read_uncommitted", "read_committed"] = Field(
+        "read_uncommitted", description="whether messages of open and aborted transactions count"
+    )
 
     security_protocol: Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"] = Field(
         "PLAINTEXT", description="how to connect to Kafka"

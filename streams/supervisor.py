@@ -24,6 +24,7 @@ STEADY_SECONDS: Final = 60.0  # a worker that ran so long starts over with the s
 MAX_QUICK_DEATHS: Final = 10  # about four minutes of trying: then it is not the broker's restart any more
 GRACE_SECONDS: Final = 45.0  # flush, snapshot and leave the group; then SIGKILL
 USAGE_STATUS: Final = 2
+_NOT_BEGUN: Final = -signal.SIGTERM  # a worker that took anything handles the signal
 _POLL_SECONDS: Final = 0.1
 
 
@@ -120,11 +121,10 @@ class Supervisor:
                 for child in children:
                     child.kill()
             time.sleep(_POLL_SECONDS)
-        statuses = [child.poll() for child in children]
-        for child, status in zip(children, statuses, strict=True):
-            if status:
-                log.error("process %d ended with %s", child.pid, _words(status))
-        return 1 if any(statuses) else 0
+        failed = [(child.pid, status) for child in children if (status := child.poll()) not in (0, _NOT_BEGUN)]
+        for pid, status in failed:
+            log.error("process %d ended with %s", pid, _words(status or 0))
+        return 1 if failed else 0
 
 
 def supervise(settings: Settings, workers: int) -> int:

@@ -2,6 +2,8 @@
 
 import logging
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -82,29 +84,42 @@ class Scalars:
         self._writer: Any = None
         try:
             from torch.utils.tensorboard import SummaryWriter
-
-            self._writer = SummaryWriter(str(directory))
         except ImportError:
             log.info("No TensorBoard scalars: install recstream[train] for them")
+            return
+        with self._or_without():
+            self._writer = SummaryWriter(str(directory))
 
     def step(self, seen: int, step: Step) -> None:
         """A batch of a pass; `seen` orders passes on TensorBoard's axis."""
-        if self._writer is not None:
-            self._writer.add_scalar("train/loss", step.loss, seen + int(1000 * step.done), time.time())
+        with self._or_without():
+            if self._writer is not None:
+                self._writer.add_scalar("train/loss", step.loss, seen + int(1000 * step.done), time.time())
 
     def outcome(self, seen: int, outcome: Outcome) -> None:
         """The gate's findings."""
-        if self._writer is None:
-            return
         gate = outcome.metrics["gate"]
-        for name in ("hr@10", "ndcg@10", "mrr@10"):
-            self._writer.add_scalars(
-                f"gate/{name}", {"candidate": gate["candidate"][name], "rival": gate["rival_quality"][name]}, seen
-            )
-        self._writer.add_scalar("gate/promoted", int(outcome.promoted), seen)
-        self._writer.flush()
+        with self._or_without():
+            if self._writer is None:
+                return
+            for name in ("hr@10", "ndcg@10", "mrr@10"):
+                self._writer.add_scalars(
+                    f"gate/{name}", {"candidate": gate["candidate"][name], "rival": gate["rival_quality"][name]}, seen
+                )
+            self._writer.add_scalar("gate/promoted", int(outcome.promoted), seen)
+            self._writer.flush()
 
     def close(self) -> None:
         """Write what is left."""
-        if self._writer is not None:
-            self._writer.close()
+        with self._or_without():
+            if self._writer is not None:
+                self._writer.close()
+
+    @contextmanager
+    def _or_without(self) -> Iterator[None]:
+        """A full or broken disk costs the curves, not the trainer."""
+        try:
+            yield
+        except OSError as error:
+            log.warning("No TensorBoard scalars from now on: %s", error)
+            self._writer = None

@@ -1,3 +1,4 @@
+import resource
 from collections.abc import Iterator
 from hashlib import blake2b
 from pathlib import Path
@@ -106,6 +107,17 @@ def test_a_directory_in_use_is_refused(tmp_path: Path) -> None:
     with pytest.raises(StateError, match="RECSTREAM_STATE_DIR"):
         ColdStore(tmp_path / "cold")
     store.close()
+
+
+def test_a_full_disk_is_told_with_what_to_do(tmp_path: Path) -> None:
+    store = ColdStore(tmp_path / "cold")
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (64, limit[1]))  # writes fail as on a full disk
+    try:
+        with pytest.raises(StateError, match=r"cannot write to the cold store .*cold.*free some space"):
+            store.partition(0)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
 
 
 def test_purge_leaves_no_byte_of_removed_users_in_any_file(tmp_path: Path) -> None:

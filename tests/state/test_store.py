@@ -84,6 +84,22 @@ def test_repeats_and_mixtures_in_one_batch(cold: ColdStore) -> None:
     assert len(store) == 7
 
 
+def test_applied_offsets_are_lowered_wherever_users_are(cold: ColdStore) -> None:
+    store = UserStore(Arena(4, 2), ItemIndex(), cold.partition(0), max_resident=3)
+    assert store.reached().tolist() == [-1, -1, -1]
+    for clock, user in enumerate("abcdefghi"):
+        feed(store, [user], clock)
+    store.forget(["i"])
+    assert (store.cold > 0, store.reached().tolist()) == (True, [6, 7, -1])
+    assert store.lower(0, 3) == ["g"]
+    assert sorted(store.lower(2, -1)) == ["c", "f"]
+    assert store.offsets_of(list("abcdefgh")).tolist() == [
+        [0, -1, -1], [-1, 1, -1], [-1, -1, -1], [3, -1, -1], [-1, 4, -1], [-1, -1, -1], [3, -1, -1], [-1, 7, -1],
+    ]  # fmt: skip
+    changed = {user for user in store.arena.users if user and store.arena.dirty[store.arena.find(user)]}
+    assert changed == {"g"} - {user for user in "g" if user not in store.arena}
+
+
 def test_forget_finds_users_wherever_they_are(cold: ColdStore) -> None:
     store = UserStore(Arena(4, 2), ItemIndex(), cold.partition(0), max_resident=3)
     for clock, user in enumerate("abcdef"):

@@ -103,6 +103,8 @@ async def test_unreadable_entries_are_passed_over(pipeline, caplog):
 class Reader:
     """A consumer of two partitions, of which only what is read so far and the end are asked for."""
 
+    _isolation_level = "read_uncommitted"
+
     def __init__(self):
         self.ends, self.at = {}, {}
 
@@ -131,6 +133,10 @@ async def test_a_catalogue_that_cannot_be_read_holds_a_worker_up_for_so_long_onl
     assert "lists may hold blocked items" in caplog.text
 
 
+async def nothing_shortened(*_about):
+    return {}
+
+
 async def test_a_worker_takes_no_partition_before_the_catalogue_is_known(tmp_path, monkeypatch):
     worker = create_app(load_settings(state_dir=tmp_path, _env_file=None))
     (catalogue,) = (service for service in worker.app.services if isinstance(service, Catalogue))
@@ -143,8 +149,11 @@ async def test_a_worker_takes_no_partition_before_the_catalogue_is_known(tmp_pat
         assigned.append(numbers)
         return Restored()
 
-    worker.app.consumer = SimpleNamespace(begin=begin, assignment=lambda: {TP("clicks", 3), TP("forget-users", 4)})
+    worker.app.consumer = SimpleNamespace(
+        begin=begin, assignment=lambda: {TP("clicks", 3), TP("forget-users", 4)}, seek_to_committed=None
+    )
     monkeypatch.setattr(worker.pipeline, "assign", assign)
+    monkeypatch.setattr("streams.app.shortened", nothing_shortened)
     rebalance = asyncio.create_task(worker.app.on_rebalance_complete.send())
     await asyncio.sleep(0.05)
     assert not assigned

@@ -4,6 +4,7 @@ The Python and the Cython streams of Faust are both covered: `test_transport` ru
 """
 
 import asyncio
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -98,6 +99,46 @@ async def test_transaction_markers_alone_advance_the_offset_without_an_event(har
     await harness.consumer.callback(message)
     assert harness.committable() == 41
     assert harness.consumer.tracker.in_flight(CLICKS) == 0
+
+
+def from_place(batch: RecordBatch, start: int) -> RecordBatch:
+    return replace(batch, start=start)
+
+
+async def test_a_batch_that_does_not_go_on_where_the_last_one_ended_is_told(
+    harness: Harness, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Behind it: Kafka has deleted what was between. Before it: the log is another one, and nothing is taken of it."""
+    consumer, crashes, taken = harness.consumer, list[BaseException](), list[int]()
+
+    async def crash(error: BaseException) -> None:
+        crashes.append(error)
+
+    async def conduct(message: Any) -> None:
+        taken.append(message.offset)
+
+    monkeypatch.setattr(harness.app, "crash", crash)
+    monkeypatch.setattr(consumer, "_conduct", conduct)
+    consumer._committed_offset[CLICKS] = 20
+
+    async def deliver(start: int, offset: int, tp: TP = CLICKS) -> None:
+        harness._next[tp] = offset
+        await consumer.callback(consumer._to_message(tp, (from_place(harness.batch(tp), start),)))
+
+    await deliver(20, 22)  # markers stood before it
+    assert not caplog.text
+    await deliver(50, 50)
+    assert "clicks/0 is read on from 50, not from 32: Kafka deleted" in caplog.text
+    await deliver(0, 0, VIEWS)  # nothing was committed of it
+    assert (taken, crashes) == ([22, 50, 0], [])
+    await deliver(0, 0)
+    assert taken == [22, 50, 0]
+    assert "clicks/0 goes on at 0, not at 60" in str(crashes)
+    await consumer.perform_seek()
+    consumer._committed_offset.pop(CLICKS)  # a new log
+    await deliver(0, 0)
+    await deliver(10, 10)
+    assert (taken, len(crashes)) == ([22, 50, 0, 0, 10], 1)
 
 
 async def test_a_batch_of_an_older_generation_is_not_delivered(harness: Harness) -> None:

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from kafka.admin import NewTopic
 
 from state.replay_buffer import ReplayBuffer
 from streams.event_feed import EventFeed
+from streams.fetch import RecordBatch
 from streams.kafka import admin, client_options
 from streams.settings import Settings
 from streams.topics import FORGET_USERS, describe_topics
@@ -223,3 +225,32 @@ async def test_a_topic_that_was_made_anew_is_read_from_its_beginning(settings: S
         await send(settings, rows(100, 30))
         assert (await read(settings, buffer, 30))[0] == 30
         assert times_of(buffer) == [time_ms for *_, time_ms in rows(0, 130)]
+
+
+async def test_a_topic_made_anew_is_read_whole_however_much_the_first_fetch_brings(
+    tmp_path: Path, record_batch: Callable[..., RecordBatch]
+) -> None:
+    """Kafka moved the position to the beginning of a log that has more events now than had been read of the old one."""
+    with ReplayBuffer(tmp_path) as buffer:
+        feed = EventFeed(Settings(_env_file=None), buffer)
+        for count in (40, 300):
+            events = [("u", "i", offset, count + offset) for offset in range(count)]
+            assert feed._keep(replace(record_batch("clicks", events), start=0)) == (count, 0)
+        assert buffer.seen == 340
+        await feed.stop()
+
+
+@pytest.mark.parametrize("broker", ["kafka"], indirect=True)
+async def test_events_that_retention_took_before_they_were_read_are_told(
+    settings: Settings, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    await send(settings, rows(0, 40))
+    with ReplayBuffer(tmp_path) as buffer:
+        await read(settings, buffer, 40)
+        await send(settings, rows(40, 40))
+        with admin(settings) as client:
+            client.delete_records({TopicPartition("clicks", number): -1 for number in range(4)})
+        await send(settings, rows(80, 40))
+        await read(settings, buffer, 60)
+        assert buffer.seen == 100
+    assert "Kafka deleted what stood between before it was read" in caplog.text

@@ -10,6 +10,7 @@ from aiokafka.producer.message_accumulator import BatchBuilder, MessageAccumulat
 from aiokafka.producer.sender import Sender
 
 from streams.deadletters import DeadLetter, encode_dead_letters
+from streams.errors import BrokerError
 from streams.output import MAX_OUTSTANDING_BYTES, Output
 from streams.record_batch import EncodedBatch, blobs, encode_batches
 from streams.settings import load_settings
@@ -136,7 +137,9 @@ async def test_a_batch_the_broker_refuses_is_raised_where_the_worker_waits_for_r
     await output.start([topic])
     try:
         future = output.send(topic, 0, encoded([(b"k", b"x" * 2_000_000)]))
-        with pytest.raises(Exception, match=r"(?i)large"):
+        with pytest.raises(
+            BrokerError, match=f"{topic}.*TooLarge.*--entity-name {topic} --add-config max.message.bytes"
+        ):
             await asyncio.wait_for(future, 20)
         for _ in range(2):
             with pytest.raises(type(future.exception())):

@@ -69,6 +69,15 @@ def test_runs_all_and_stops_all_cleanly(tmp_path):
             os.kill(pid, 0)
 
 
+def test_workers_that_have_not_begun_yet_may_be_stopped(tmp_path):
+    code = f"open({str(tmp_path / 'started')!r}, 'a').write('x'); import time; time.sleep(60)"  # no handler yet
+    supervised = supervisor(lambda i: [sys.executable, "-c", code], 2)
+    with running(supervised) as status:
+        wait_until(lambda: (tmp_path / "started").exists() and len(supervised.pids()) == 2)
+        time.sleep(0.5)
+    assert status == [0]
+
+
 def test_restarts_only_what_was_killed(tmp_path):
     supervised = supervisor(lambda i: [sys.executable, "-c", WORKER, str(tmp_path), str(i)])
     with running(supervised) as status:

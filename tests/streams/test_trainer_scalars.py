@@ -1,5 +1,6 @@
 import sys
 from pathlib import Path
+from shutil import rmtree
 
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -47,3 +48,22 @@ def test_without_tensorboard_nothing_is_written(tmp_path: Path, monkeypatch: pyt
     scalars.outcome(5_000, outcome(0.15))
     scalars.close()
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_disk_that_refuses_costs_the_curves_and_nothing_else(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Full at the start, and gone while it runs: TensorBoard writes in a thread and fails at the next call."""
+    (tmp_path / "file").write_bytes(b"")
+    scalars = Scalars(tmp_path / "file" / "tensorboard")
+    scalars.outcome(5_000, outcome(0.15))
+    scalars.close()
+    assert caplog.text.count("No TensorBoard scalars from now on") == 1
+
+    scalars = Scalars(tmp_path / "there")
+    rmtree(tmp_path / "there")
+    (tmp_path / "there").write_bytes(b"")
+    for seen in (5_000, 10_000):
+        scalars.outcome(seen, outcome(0.15))
+    scalars.close()
+    assert caplog.text.count("No TensorBoard scalars from now on") == 2
