@@ -106,11 +106,11 @@ def test_a_worker_takes_aborted_events_requests_and_entries_only_where_asked(sma
     asyncio.run(send())
     worker = small.worker(isolation=isolation, top_k="50").wait_ready()
     committed = isolation == "read_committed"
-    wait_for(lambda: "good2" in told(small), 30, small.output)
+    wait_for(lambda: "good2" in told(small), 90, small.output)
     expected = names("good") if committed else names("good") | names("undone")
-    wait_for(lambda: answered(small) >= expected, 30, small.output)
+    wait_for(lambda: answered(small) >= expected, 90, small.output)
     small.produce(clicks("after"))
-    wait_for(lambda: answered(small) >= names("after"), 30, small.output)
+    wait_for(lambda: answered(small) >= names("after"), 90, small.output)
 
     assert answered(small) == expected | names("after")
     assert len(small.dead_letters()) == (0 if committed else len(wrong))
@@ -133,7 +133,7 @@ def test_an_open_transaction_holds_its_partitions_until_it_ends(small: Cluster) 
         assert worker.applied() == 0
         runner.run(producer.commit_transaction())
         runner.run(producer.stop())
-        wait_for(lambda: answered(small) == names("late") | names("behind"), 30, small.output)
+        wait_for(lambda: answered(small) == names("late") | names("behind"), 90, small.output)
         assert worker.stop() == 0, worker.output()
     assert max(small.answered().values()) == 1
 

@@ -25,7 +25,7 @@ def clicks(count: int) -> list[Record]:
 def make_anew(cluster: Cluster, topic: str) -> None:
     with admin(cluster.settings) as client:
         client.delete_topics([topic])
-        wait_for(lambda: not there(client, topic), 15, cluster.output)
+        wait_for(lambda: not there(client, topic), 60, cluster.output)
     create_topics(cluster.settings)
     cluster.produced.clear()
 
@@ -56,9 +56,9 @@ def test_events_of_a_topic_made_anew_are_answered_though_their_offsets_were_ther
     make_anew(small, "clicks")
     if not running:
         worker = small.worker().wait_ready()
-    wait_for(lambda: logged(worker, "the topic was made anew"), 60, small.output)
+    wait_for(lambda: logged(worker, "the topic was made anew"), 90, small.output)
     small.produce(clicks(40))
-    wait_for(lambda: len(small.recommendations()) == 640, 30, small.output)
+    wait_for(lambda: len(small.recommendations()) == 640, 90, small.output)
     assert worker.stop() == 0, worker.output()
     assert counted(small) == 640
 
@@ -66,7 +66,7 @@ def test_events_of_a_topic_made_anew_are_answered_though_their_offsets_were_ther
         snapshot.unlink()
     worker = small.worker(max_resident_users="6").wait_ready()
     small.produce(clicks(40))
-    wait_for(lambda: len(small.recommendations()) == 680, 30, small.output)
+    wait_for(lambda: len(small.recommendations()) == 680, 90, small.output)
     assert worker.stop() == 0, worker.output()
     assert counted(small) == 680
 
