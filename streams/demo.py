@@ -30,10 +30,11 @@ from streams.console import print_json, progress_bar, screen
 from streams.datasets import ML_100K, read_source
 from streams.demo_table import table
 from streams.demo_watch import Watch
-from streams.errors import BrokerError
+from streams.endpoints import port_problem
+from streams.errors import BrokerError, SettingsError
 from streams.fitting import fit_and_publish
 from streams.replay import produce_catalogue, produce_events
-from streams.settings import Settings
+from streams.settings import PREFIX, Settings
 from streams.supervisor import environment
 from streams.topics import create_topics
 
@@ -101,6 +102,7 @@ def run_demo(settings: Settings, events: int | None, speed: float | None, json: 
         source = read_source(ML_100K, settings)
         broker = stack.enter_context(EmbeddedBroker())
         settings = _own(settings, broker.bootstrap, folder)
+        _require_free_ports(settings)  # said before the minute that fitting takes
         create_topics(settings)
         console.print(f"broker at {broker.bootstrap}, {len(source.events):,} MovieLens events")
         cut = round(len(source.events) * HISTORY)
@@ -143,6 +145,20 @@ def _own(settings: Settings, bootstrap: str, folder: Path) -> Settings:
     }
     mine |= {name: value for name, value in unless_set.items() if name not in settings.model_fields_set}
     return settings.model_copy(update=mine)
+
+
+def _require_free_ports(settings: Settings) -> None:
+    """Make sure that worker and trainer can listen.
+
+    Raises:
+        SettingsError: one of them cannot.
+    """
+    for name in ("http_port", "trainer_http_port"):
+        port = getattr(settings, name)
+        if problem := port_problem(settings.http_host, port):
+            what = f"the demo cannot listen on {settings.http_host}:{port}"
+            fix = "try `recstream demo --http-port 7066`" if name == "http_port" else f"set {PREFIX}{name.upper()}"
+            raise SettingsError(what, problem, fix)
 
 
 def _start(stack: ExitStack, name: str, settings: Settings, http_port: int, folder: Path) -> _Process:

@@ -3,7 +3,6 @@
 import importlib.metadata
 import os
 import platform
-import socket
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
@@ -14,6 +13,7 @@ from rich.text import Text
 
 from state.errors import RecstreamError
 from streams.console import print_json
+from streams.endpoints import port_problem
 from streams.kafka import REACH_HINT, admin
 from streams.settings import Settings, misspelt
 from streams.topics import describe_topics
@@ -168,14 +168,8 @@ def _state_directory(settings: Settings) -> Iterator[Check]:
 
 def _port(settings: Settings) -> Iterator[Check]:
     address = f"{settings.http_host}:{settings.http_port}"
-    family = socket.AF_INET6 if ":" in settings.http_host else socket.AF_INET
-    with socket.socket(family) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((settings.http_host, settings.http_port))
-        except OSError as error:
-            yield Check(
-                "http port", "warn", f"{address}: {error.strerror}", "a worker runs already, or set RECSTREAM_HTTP_PORT"
-            )
-        else:
-            yield Check("http port", "ok", f"{address} is free")
+    if problem := port_problem(settings.http_host, settings.http_port):
+        fix = "a worker runs already, or set RECSTREAM_HTTP_PORT"
+        yield Check("http port", "warn", f"{address}: {problem}", fix)
+    else:
+        yield Check("http port", "ok", f"{address} is free")

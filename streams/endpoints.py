@@ -1,6 +1,7 @@
 """The HTTP endpoints that workers and trainers share: `/metrics`, `/health/live`, `/health/ready`."""
 
 import asyncio
+import socket
 from collections.abc import Awaitable, Callable, Sequence
 
 from aiohttp import web
@@ -66,3 +67,14 @@ class Endpoints:
     async def _show_metrics(self, _request: web.Request) -> web.Response:
         text = await asyncio.get_running_loop().run_in_executor(None, generate_latest, self._registry)
         return web.Response(body=text, headers={"Content-Type": CONTENT_TYPE_LATEST})
+
+
+def port_problem(host: str, port: int) -> str:
+    """Why nobody can listen there, empty when one can."""
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            return error.strerror or str(error)
+    return ""

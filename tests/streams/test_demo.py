@@ -2,6 +2,7 @@
 
 import asyncio
 import io
+import socket
 import sys
 from pathlib import Path
 
@@ -11,10 +12,10 @@ from aiokafka import AIOKafkaProducer
 from rich.console import Console
 
 from streams.children import Child
-from streams.demo import _own, _Process
+from streams.demo import _own, _Process, _require_free_ports
 from streams.demo_table import table, trainer_line
 from streams.demo_watch import Samples, Served, Watch, read_samples
-from streams.errors import BrokerError
+from streams.errors import BrokerError, SettingsError
 from streams.kafka import client_options
 from streams.settings import Settings, load_settings
 from streams.topics import INVALID_EVENTS, RECOMMENDATIONS
@@ -127,6 +128,17 @@ def test_what_the_user_set_stays_and_the_rest_is_the_demos_own(tmp_path: Path) -
     assert own.train_recent_events < load_settings().train_recent_events
     assert (own.brokers, own.registry) == ("127.0.0.1:1", str(tmp_path / "registry"))
     assert own.trainer_http_port != load_settings().trainer_http_port
+
+
+def test_a_taken_port_is_told_before_anything_is_fitted(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        own = _own(load_settings(http_port=taken.getsockname()[1]), "127.0.0.1:1", tmp_path)
+        with pytest.raises(SettingsError, match="--http-port 7066"):
+            _require_free_ports(own)
+        own = _own(load_settings(http_port=0, trainer_http_port=taken.getsockname()[1]), "127.0.0.1:1", tmp_path)
+        with pytest.raises(SettingsError, match="RECSTREAM_TRAINER_HTTP_PORT"):
+            _require_free_ports(own)
+    _require_free_ports(load_settings(http_port=0, trainer_http_port=0))
 
 
 def test_a_process_that_ends_is_an_error_with_its_last_words(tmp_path: Path) -> None:

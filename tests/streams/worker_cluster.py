@@ -146,7 +146,7 @@ class Cluster:
 
         return asyncio.run(ask())
 
-    def wait_committed(self, seconds: float = 60, alive: Sequence[Worker] | None = None) -> None:
+    def wait_committed(self, seconds: float = 120, alive: Sequence[Worker] | None = None) -> None:
         """Wait until everything produced is committed; fails early when one of `alive` ends."""
         expected = self.log_end()
         watched = self.workers if alive is None else alive
