@@ -21,9 +21,11 @@ from streams.settings import Settings
 from streams.trainer import TrainerOptions, learn_settings, run_trainer
 from streams.trainer_metrics import TrainerMetrics
 from tests.models.learning import FINE, stream
+from tests.streams.worker_cluster import ONE_BROKER
 
 
 @pytest.mark.broker
+@pytest.mark.parametrize("broker", ONE_BROKER, indirect=True)
 def test_a_private_pass_says_what_it_spent(contract_settings: Settings, tmp_path: Path) -> None:
     users, items, times = zip(*stream(800), strict=True)
     events = Events(pl.Series(users), pl.Series(items), np.zeros(800, np.uint8), np.array(times))
