@@ -44,6 +44,7 @@ _MAX_WAITING: Final = 4  # fetches between the agents and the pipeline
 _HOP_EVENTS: Final = 1024  # computed at once, 15 ms: the loop sends their recommendations before it goes on
 _COPY_PAUSE_SECONDS: Final = 0.001  # between two pieces of a snapshot when no event comes
 _STOP_SECONDS: Final = 20.0  # most for snapshots: half of what a worker has to stop, see `streams.worker`
+_LAST_TURN_SECONDS: Final = 2.0  # most for what computes when everything is durable already
 _INLINE_EVENTS: Final = 32  # computed on the event loop, under 1 ms: two thread switches can take longer
 
 log = logging.getLogger(__name__)
@@ -119,6 +120,8 @@ class Pipeline(Service):  # type: ignore[misc]
     async def on_stop(self) -> None:
         """Disconnect; everything worth keeping was flushed when the partitions were handed over."""
         self.ready = False
+        with suppress(TimeoutError):  # a round or a flush may have begun; one that waits for a broker is not waited for
+            await asyncio.wait_for(self._turn.acquire(), _LAST_TURN_SECONDS)  # for good: no other may begin
         await self._output.stop()
         await self._flushes.stop()
         self._thread.shutdown()

@@ -1,5 +1,10 @@
 """What a pipeline must not do after a failure, and how it shares room; with a broker: `test_worker_*_broker.py`."""
 
+import asyncio
+import threading
+import time
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
@@ -77,3 +82,27 @@ async def test_a_start_that_fails_early_leaves_what_was_learnt_before(pipeline, 
     exchange._path.write_bytes(b"")
     await exchange.on_first_start()  # an empty file is set aside
     assert not exchange._path.exists() and exchange._path.with_suffix(".bad").exists()
+
+
+async def test_a_stop_waits_for_the_flush_that_has_begun(pipeline, monkeypatch):
+    async def nothing(*_args):
+        pass
+
+    begun = threading.Event()
+
+    def slow(*_args):
+        begun.set()
+        time.sleep(0.2)
+        return SimpleNamespace(batches=[], snapshot=None, erased=[], number=0)
+
+    one = pipeline(commit_interval_seconds=0.1)
+    for part in (one._output, one._flushes):
+        for name in ("start", "stop"):
+            monkeypatch.setattr(part, name, nothing)
+    monkeypatch.setattr("streams.pipeline.flush_partition", slow)
+    monkeypatch.setattr(one._snapshots, "begin", lambda _flushed: None)
+    await one.start()
+    await one.assign({0, 1, 2})
+    await asyncio.to_thread(begun.wait, 10)
+    await one.stop()
+    assert one.crash_reason is None
