@@ -6,7 +6,7 @@ import time
 import pytest
 
 from tests.streams.event_log import PARTITIONS
-from tests.streams.worker_cluster import Cluster, Reference, assert_nothing_lost
+from tests.streams.worker_cluster import ONE_BROKER, Cluster, Reference, assert_nothing_lost
 from tests.streams.worker_process import wait_for
 
 pytestmark = [pytest.mark.broker, pytest.mark.slow]
@@ -47,7 +47,7 @@ def test_no_commit_waits_for_a_slow_disk(cluster: Cluster, reference: Reference)
     assert "did not take all snapshots" in worker.output()
 
 
-@pytest.mark.parametrize("cluster", ["embedded"], indirect=True)  # what is tried is the disk; 45 s on each broker
+@pytest.mark.parametrize("cluster", ONE_BROKER, indirect=True)  # what is tried is the disk; 45 s on each broker
 def test_workers_killed_while_they_write_snapshots(cluster: Cluster, reference: Reference) -> None:
     """On one host: they share a directory, and what one was writing another begins anew."""
     often = {"snapshot_interval_seconds": "0.3"}
