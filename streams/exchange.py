@@ -11,6 +11,7 @@ A worker that is killed relearns at most the events since its last flush: those 
 
 import asyncio
 import logging
+import threading
 import time
 import uuid
 import zipfile
@@ -61,6 +62,7 @@ class TransitionExchange(Service):  # type: ignore[misc]
         self._position = -1  # next offset of the topic to read, -1: its end
         self._saved_at = time.monotonic()
         self._loaded = False
+        self._saving = threading.Lock()
 
     async def on_first_start(self) -> None:
         """Continue from the local copy, where there is one."""
@@ -146,13 +148,14 @@ class TransitionExchange(Service):  # type: ignore[misc]
     def _save(self, arrays: dict[str, NDArray[Any]]) -> None:
         """Workers started one by one on a host may all be number 0: each reads whatever copy was written last."""
         temporary = temporary_beside(self._path, self._name.hex())
-        try:
-            delete_unfinished(self._path)
-            with temporary.open("wb") as file:
-                np.savez(file, **arrays)  # type: ignore[arg-type]
-            temporary.replace(self._path)
-        except OSError as error:
-            log.warning("Cannot keep the transitions in %s: %s", self._path, error)
+        with self._saving:  # a stop may find the last regular one under way
+            try:
+                delete_unfinished(self._path)
+                with temporary.open("wb") as file:
+                    np.savez(file, **arrays)  # type: ignore[arg-type]
+                temporary.replace(self._path)
+            except OSError as error:
+                log.warning("Cannot keep the transitions in %s: %s", self._path, error)
 
     def _load(self) -> None:
         """Read the local copy into a worker that knows no item yet: numbers are given again in the same order."""

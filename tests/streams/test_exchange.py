@@ -104,6 +104,15 @@ def test_a_worker_that_is_killed_counts_every_transition_it_had_sent_once(tmp_pa
         assert one.counted == truth
 
 
+def test_a_copy_kept_at_a_stop_waits_for_the_one_under_way(tmp_path, caplog):
+    topic, rng, truth = Topic(), np.random.default_rng(1), Counter()
+    worker = Life(topic, tmp_path)
+    worker.learn(rng, truth)
+    with ThreadPoolExecutor() as threads:
+        list(threads.map(lambda _: worker.keep(), range(50)))
+    assert not caplog.records
+
+
 def test_workers_that_share_a_number_do_not_spoil_each_others_copy(tmp_path, caplog):
     topic, rng, truth = Topic(), np.random.default_rng(1), Counter()
     workers = [Life(topic, tmp_path) for _ in range(2)]

@@ -72,6 +72,8 @@ def test_workers_killed_while_they_write_snapshots(cluster: Cluster, reference: 
     assert cluster.stop()[-2:] == [0, 0], cluster.output()
     assert [worker.poll() for worker in cluster.workers].count(-signal.SIGKILL) == 3
     worker = cluster.worker().wait_ready()
-    assert worker.metrics()["recstream_restore_users{source=snapshot}"] == len(reference.states)
-    assert worker.metrics()["recstream_restore_records_total{source=changelog}"] == 0
+    assert worker.metrics()["recstream_users{tier=resident}"] == len(reference.states)
+    if not any("did not take all snapshots" in one.log.read_text() for one in cluster.workers):  # a busy machine
+        assert worker.metrics()["recstream_restore_users{source=snapshot}"] == len(reference.states)
+        assert worker.metrics()["recstream_restore_records_total{source=changelog}"] == 0
     assert worker.stop() == 0, worker.output()
